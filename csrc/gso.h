@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: MIT
+ * Software segmentation of TCP and UDP super-frames, with no copy of payload: every segment is a fresh copy of the
+ * headers plus slices of the caller's iovecs. The caller's bytes are never written.
+ *
+ * A plan says where the fields are. qn_gso_plan_vnet derives it from a frame and the fields of a virtio-net header
+ * (virtio 1.3, 5.1.6); a NIC model may fill it from its own context descriptor instead (Intel 8254x manual, 3.5). */
+#ifndef QN_GSO_H
+#define QN_GSO_H
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#define QN_GSO_MAX_HDR 256
+
+struct qn_gso_plan {
+    uint16_t hdr_len;    /* bytes repeated in front of every segment, 1..QN_GSO_MAX_HDR */
+    uint16_t mss;        /* payload bytes per segment, > 0 */
+    uint16_t ip_off;     /* start of the IP header */
+    uint8_t ip_version;  /* 4, 6, or 0: touch no IP field */
+    uint8_t l4_proto;    /* 6 TCP, 17 UDP, 0: touch no L4 field */
+    uint16_t l4_off;     /* start of the L4 header */
+    uint8_t ip_sum;      /* store a checksum of [ip_sum_from, ip_sum_end) at ip_sum_at */
+    uint8_t l4_sum;      /* store a checksum of [l4_sum_from, l4_sum_end or the frame's end) at l4_sum_at */
+    uint16_t ip_sum_from, ip_sum_at, ip_sum_end;    /* end exclusive */
+    uint16_t l4_sum_from, l4_sum_at, l4_sum_end;    /* end exclusive; 0: to the end of the frame */
+    uint32_t pseudo_len; /* L4 length that the seed found at l4_sum_at already includes; it is replaced by the segment's own */
+};
+
+struct qn_gso {
+    struct qn_gso_plan plan;
+    uint8_t hdr[QN_GSO_MAX_HDR];  /* the super-frame's header */
+    const struct iovec *iov;      /* where the next payload byte is */
+    unsigned iovcnt;
+    size_t iov_skip;
+    size_t left;                  /* payload bytes not yet handed out */
+    uint32_t seg;                 /* index of the next segment */
+    uint32_t nseg;                /* segments in all */
+};
+
+/* Fill `plan` for a frame of `size` bytes that carries virtio-net GSO fields; gso_type without the ECN bit.
+ * Types: 1 TCPV4, 4 TCPV6, 5 UDP_L4. 0 or -EINVAL (fields that do not fit the frame: never reads outside it). */
+int qn_gso_plan_vnet(struct qn_gso_plan *plan, const struct iovec *iov, unsigned iovcnt, size_t size,
+                     unsigned gso_type, unsigned gso_size, unsigned csum_start, unsigned csum_offset);
+
+/* Begin; copies the header once (no double fetch). Number of segments (>= 1) or -EINVAL: a plan whose fields leave the
+ * header, mss 0, no payload, more than 65535 segments. */
+int qn_gso_start(struct qn_gso *g, const struct qn_gso_plan *plan, const struct iovec *iov, unsigned iovcnt, size_t size);
+
+/* Next segment: writes plan.hdr_len bytes to `hdr`, fills out[0] with it and out[1..] with payload slices, checksums
+ * stored in `hdr`. Returns the number of iovecs used (<= max, max >= 2), 0 when done, -ENOSPC when `max` is too small
+ * (state unchanged). *size_out is the segment's length. Every segment's L4 checksum is right when plan.l4_sum is set. */
+int qn_gso_next(struct qn_gso *g, uint8_t *hdr, struct iovec *out, unsigned max, size_t *size_out);
+#endif

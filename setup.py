@@ -1,0 +1,51 @@
+"""Extension table: module -> its .pyx and the C it links. Everything else is in pyproject.toml."""
+
+import os
+
+import Cython.Compiler.Options
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+Cython.Compiler.Options.warning_errors = True
+
+CSUM = ["csrc/csum.c"]
+GSO = ["csrc/csum.c", "csrc/gso.c"]
+
+# module -> C sources beside the .pyx of the same name
+MODULES: dict[str, list[str]] = {
+    "qnet._fastpath": GSO,
+    "qnet._host": [],
+    "qnet._loop": [],
+}
+
+DEBUG = os.environ.get("QNET_DEBUG") == "1"
+CFLAGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unused-function", "-fvisibility=hidden"]
+CFLAGS += ["-O1", "-g", "-fsanitize=address,undefined"] if os.environ.get("QNET_ASAN") == "1" else ["-O3"]
+
+
+def extension(name: str, csrc: list[str]) -> Extension:
+    return Extension(
+        name,
+        [name.replace(".", "/") + ".pyx", *csrc],
+        include_dirs=["csrc"],
+        depends=["csrc/csum.h", "csrc/gso.h"],
+        extra_compile_args=CFLAGS,
+        extra_link_args=["-fsanitize=address,undefined"] if os.environ.get("QNET_ASAN") == "1" else ["-Wl,-s"],
+    )
+
+
+setup(
+    ext_modules=cythonize(
+        [extension(name, csrc) for name, csrc in MODULES.items()],
+        build_dir="build/cython",
+        nthreads=os.cpu_count() or 1,
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": False,
+            "wraparound": False,
+            "cdivision": True,
+            "initializedcheck": False,
+            "embedsignature": True,
+        },
+    ),
+)
