@@ -1,0 +1,975 @@
+# distutils: language = c
+"""The packet core: what every packet crosses and no packet is special to.
+
+Clients, peers, bursts, queues, flush and purge, link state, filters, and the software repair of what a receiver does not take.
+The contract is in _fastpath.pxd. The context's lock is held in every function here that takes a NetClientState.
+"""
+cimport cython
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from libc.errno cimport ENOSPC
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+from qnet._context cimport (Deferred, NetContext, context_enter, context_enter_gil, context_leave, pthread_mutex_destroy,
+                            pthread_mutex_init, pthread_mutex_unlock)
+from qnet._eth cimport ETH_ZLEN
+from qnet._iov cimport iov_gather, iov_slice, iovec
+
+cdef extern from "csum.h" nogil:
+    int qn_csum_partial_value(const iovec *iov, unsigned cnt, size_t size, unsigned start, unsigned offset, uint16_t *out)
+
+cdef extern from "gso.h" nogil:
+    struct qn_gso_plan:
+        uint16_t hdr_len
+    struct qn_gso:
+        pass
+    int qn_gso_plan_vnet(qn_gso_plan *plan, const iovec *iov, unsigned iovcnt, size_t size, unsigned gso_type,
+                         unsigned gso_size, unsigned csum_start, unsigned csum_offset)
+    int qn_gso_start(qn_gso *g, const qn_gso_plan *plan, const iovec *iov, unsigned iovcnt, size_t size)
+    int qn_gso_next(qn_gso *g, uint8_t *hdr, iovec *out, unsigned max, size_t *size_out)
+
+DROP_NAMES = ("no-peer", "link-down", "empty", "oversize", "bad-offload", "queue-full", "purged", "disabled", "address",
+              "no-buffer", "dma", "malformed", "io")
+assert len(DROP_NAMES) == DROP_REASONS
+
+cdef uint8_t[ETH_ZLEN] ZEROS
+memset(ZEROS, 0, sizeof(ZEROS))
+
+
+# ---------------------------------------------------------------------------------------------------------------- clients
+
+cdef void net_client_init(NetClientState *nc, NetContext *ctx, const NetClientOps *ops, void *opaque) noexcept nogil:
+    memset(nc, 0, sizeof(NetClientState))
+    nc.ops = ops
+    nc.ctx = ctx
+    nc.opaque = opaque
+    nc.takes = TAKE_PLAIN
+    nc.max_frame = NET_MAX_PACKET
+    nc.queue.max_packets = NET_QUEUE_PACKETS
+    nc.queue.max_bytes = NET_QUEUE_BYTES
+
+
+cdef void net_client_fini(NetClientState *nc) noexcept nogil:
+    """Unlink everywhere and free the queue (S35: without callbacks)."""
+    cdef QueuedPacket *q
+    net_unpair(nc)
+    while nc.filters != NULL:
+        net_filter_remove(nc.filters)
+    while nc.queue.head != NULL:
+        q = queue_pop(nc)
+        free(q)
+
+
+cdef void net_pair(NetClientState *a, NetClientState *b) noexcept nogil:
+    a.peer = b
+    b.peer = a
+
+
+cdef void net_unpair(NetClientState *nc) noexcept nogil:
+    cdef NetClientState *peer = nc.peer
+    if peer == NULL:
+        return
+    net_purge(peer, nc)
+    net_purge(nc, peer)
+    nc.peer = NULL
+    peer.peer = NULL
+    peer.blocked = False
+    nc.blocked = False
+    peer.receive_disabled = False
+    nc.receive_disabled = False
+    # A sender waiting for room would wait for ever: without a peer its packets are dropped and counted, so let it go on.
+    if peer.ops.resume != NULL:
+        peer.ops.resume(peer)
+
+
+# ------------------------------------------------------------------------------------------------------------------ queue
+
+cdef QueuedPacket *queue_copy(NetClientState *to, NetClientState *sender, const Packet *p) noexcept nogil:
+    cdef QueuedPacket *q = <QueuedPacket *>malloc(sizeof(QueuedPacket) + p.size)
+    if q == NULL:
+        return NULL
+    to.ctx.allocations += 1
+    q.next = NULL
+    q.sender = sender
+    q.iov.iov_base = <void *>(q + 1)
+    q.iov.iov_len = p.size
+    q.pkt = p[0]
+    q.pkt.iov = &q.iov
+    q.pkt.iovcnt = 1
+    q.pkt.size = <uint32_t>iov_gather(p.iov, p.iovcnt, 0, q + 1, p.size)
+    q.iov.iov_len = q.pkt.size
+    return q
+
+
+cdef void queue_append(NetClientState *to, QueuedPacket *q) noexcept nogil:
+    q.next = NULL
+    if to.queue.tail == NULL:
+        to.queue.head = q
+    else:
+        to.queue.tail.next = q
+    to.queue.tail = q
+    to.queue.count += 1
+    to.queue.bytes += q.pkt.size
+    to.ctx.queued += 1
+
+
+cdef void queue_push_front(NetClientState *to, QueuedPacket *q) noexcept nogil:
+    q.next = to.queue.head
+    to.queue.head = q
+    if to.queue.tail == NULL:
+        to.queue.tail = q
+    to.queue.count += 1
+    to.queue.bytes += q.pkt.size
+    to.ctx.queued += 1
+
+
+cdef QueuedPacket *queue_pop(NetClientState *to) noexcept nogil:
+    cdef QueuedPacket *q = to.queue.head
+    to.queue.head = q.next
+    if q.next == NULL:
+        to.queue.tail = NULL
+    to.queue.count -= 1
+    to.queue.bytes -= q.pkt.size
+    to.ctx.queued -= 1
+    return q
+
+
+cdef void spill_back(NetClientState *to, QueuedPacket *spill) noexcept nogil:
+    """Put a list of packets, first one first, in front of the queue."""
+    cdef QueuedPacket *rev = NULL
+    cdef QueuedPacket *next
+    while spill != NULL:
+        next = spill.next
+        spill.next = rev
+        rev = spill
+        spill = next
+    while rev != NULL:
+        next = rev.next
+        queue_push_front(to, rev)
+        rev = next
+
+
+cdef uint32_t hold(NetClientState *nc, NetClientState *to, const Packet *pkts, uint32_t n, bint queue) noexcept nogil:
+    """`to` has no room for these: the sender keeps them (0), or copies are queued within the bounds (n)."""
+    cdef uint32_t i
+    cdef QueuedPacket *q
+    if nc.flow_control and not queue:
+        nc.blocked = True
+        return 0
+    for i in range(n):
+        if pkts[i].size == 0:
+            net_drop(to, &pkts[i], 1, False, DROP_EMPTY)
+            continue
+        if pkts[i].size > NET_MAX_PACKET or pkts[i].iovcnt > NET_MAX_IOV:
+            net_drop(to, &pkts[i], 1, False, DROP_OVERSIZE)
+            continue
+        q = NULL
+        if to.queue.count < to.queue.max_packets and to.queue.bytes + pkts[i].size <= to.queue.max_bytes:
+            q = queue_copy(to, nc, &pkts[i])
+        if q == NULL:
+            net_drop(to, &pkts[i], 1, False, DROP_QUEUE_FULL)
+        else:
+            queue_append(to, q)
+    return n
+
+
+# --------------------------------------------------------------------------------------------------------------- delivery
+
+cdef inline uint32_t needs_of(const Packet *p) noexcept nogil:
+    """TAKE_* bits that a receiver must have to get this packet as it is."""
+    # Unknown types land on bits that nobody takes.
+    return ((p.off.flags & OFF_NEEDS_CSUM) | (<uint32_t>2 << (p.off.gso_type & 0xf)) | (<uint32_t>(p.off.gso_type & 0x70) << 16) |
+            (<uint32_t>(p.off.gso_type & GSO_ECN) << 1))
+
+
+cdef inline bint net_room(NetClientState *to) noexcept nogil:
+    return to.ctx.running and not to.receive_disabled and (to.ops.can_receive == NULL or to.ops.can_receive(to))
+
+
+cdef inline uint32_t receive_burst(NetClientState *to, const Packet *pkts, uint32_t n) noexcept nogil:
+    """Call the receiver once, guarded against recursion (S24), and count what it took."""
+    cdef uint32_t i
+    cdef uint32_t k
+    cdef uint64_t bytes = 0
+    to.delivering = 1
+    k = to.ops.receive(to, pkts, n)
+    if k > n:
+        k = n
+    for i in range(k):
+        bytes += pkts[i].size
+    to.stats.rx_packets += k
+    to.stats.rx_bytes += bytes
+    # 2: it flushed from within its own receive, so it has room already and owes no other flush.
+    if k < n and to.delivering == 1:
+        to.receive_disabled = True
+    to.delivering = 0
+    return k
+
+
+cdef struct Scratch:
+    Packet out[NET_BURST]
+    iovec iov[5 * NET_MAX_IOV]
+    uint8_t hdr[NET_BURST][NET_MAX_HDR]
+    uint32_t n                      # packets in `out`
+    uint32_t k                      # elements used in `iov`
+
+
+cdef bint scratch_flush(NetClientState *to, NetClientState *sender, Scratch *s, QueuedPacket **spill) noexcept nogil:
+    """Deliver what was repaired; what finds no room is copied to the end of `spill`. False: no room any more."""
+    cdef uint32_t i
+    cdef uint32_t k = 0
+    cdef QueuedPacket *q
+    if s.n == 0:
+        return not to.receive_disabled
+    if not to.receive_disabled:
+        k = receive_burst(to, s.out, s.n)
+    for i in range(k, s.n):
+        q = queue_copy(to, sender, &s.out[i])
+        if q == NULL:
+            net_drop(to, &s.out[i], 1, False, DROP_QUEUE_FULL)
+            continue
+        while spill[0] != NULL:
+            spill = &spill[0].next
+        spill[0] = q
+    s.n = 0
+    s.k = 0
+    return not to.receive_disabled
+
+
+cdef inline void scratch_room(NetClientState *to, NetClientState *sender, Scratch *s, QueuedPacket **spill) noexcept nogil:
+    """Leave space for one more packet of NET_MAX_IOV elements and two more."""
+    if s.n == NET_BURST or s.k + NET_MAX_IOV + 2 > 5 * NET_MAX_IOV:
+        scratch_flush(to, sender, s, spill)
+
+
+cdef void repair_gso(NetClientState *to, NetClientState *sender, const Packet *p, Scratch *s, QueuedPacket **spill) noexcept nogil:
+    """Segment in software; each segment's checksums are right, so it is marked as verified."""
+    cdef qn_gso_plan plan
+    cdef qn_gso g
+    cdef size_t size
+    cdef int used
+    if (not p.off.flags & OFF_NEEDS_CSUM or
+            qn_gso_plan_vnet(&plan, p.iov, p.iovcnt, p.size, p.off.gso_type & ~<unsigned>GSO_ECN, p.off.gso_size,
+                             p.off.csum_start, p.off.csum_offset) < 0 or
+            qn_gso_start(&g, &plan, p.iov, p.iovcnt, p.size) < 0):
+        net_drop(to, p, 1, False, DROP_BAD_OFFLOAD)
+        return
+    while True:
+        scratch_room(to, sender, s, spill)
+        used = qn_gso_next(&g, s.hdr[s.n], &s.iov[s.k], NET_MAX_IOV, &size)
+        if used == -ENOSPC:         # one segment of more pieces than a packet may have
+            net_drop(to, p, 1, False, DROP_BAD_OFFLOAD)
+            return
+        if used <= 0:
+            return
+        repaired(to, s, <uint32_t>used, <uint32_t>size)
+
+
+cdef inline bint repaired(NetClientState *to, Scratch *s, uint32_t cnt, uint32_t size) noexcept nogil:
+    """The packet whose elements were just written at s.iov[s.k] is complete: pad it if need be, add it to the burst."""
+    cdef Packet *o = &s.out[s.n]
+    if size > to.max_frame:
+        o.iov = &s.iov[s.k]
+        o.iovcnt = cnt
+        o.size = size
+        memset(&o.off, 0, sizeof(o.off))
+        net_drop(to, o, 1, False, DROP_OVERSIZE)
+        return False
+    if size < to.min_frame:
+        s.iov[s.k + cnt].iov_base = ZEROS
+        s.iov[s.k + cnt].iov_len = to.min_frame - size
+        cnt += 1
+        size = to.min_frame
+    o.iov = &s.iov[s.k]
+    o.iovcnt = cnt
+    o.size = size
+    memset(&o.off, 0, sizeof(o.off))
+    o.off.flags = OFF_DATA_VALID
+    s.n += 1
+    s.k += cnt
+    return True
+
+
+cdef void repair_one(NetClientState *to, NetClientState *sender, const Packet *p, Scratch *s, QueuedPacket **spill) noexcept nogil:
+    """Fill in the checksum and pad: the header is copied, the rest is referred to."""
+    cdef uint16_t value
+    cdef uint32_t end
+    cdef uint32_t cnt
+    cdef uint8_t flags = p.off.flags
+    scratch_room(to, sender, s, spill)
+    if flags & OFF_NEEDS_CSUM and not to.takes & TAKE_CSUM:
+        end = <uint32_t>p.off.csum_start + p.off.csum_offset + 2
+        if end > NET_MAX_HDR or qn_csum_partial_value(p.iov, p.iovcnt, p.size, p.off.csum_start, p.off.csum_offset, &value) < 0:
+            net_drop(to, p, 1, False, DROP_BAD_OFFLOAD)
+            return
+        iov_gather(p.iov, p.iovcnt, 0, s.hdr[s.n], end)
+        memcpy(&s.hdr[s.n][end - 2], &value, 2)
+        s.iov[s.k].iov_base = s.hdr[s.n]
+        s.iov[s.k].iov_len = end
+        cnt = 1 + iov_slice(p.iov, p.iovcnt, end, p.size - end, &s.iov[s.k + 1], NET_MAX_IOV)
+        repaired(to, s, cnt, p.size)
+    else:
+        cnt = iov_slice(p.iov, p.iovcnt, 0, p.size, &s.iov[s.k], NET_MAX_IOV)
+        if repaired(to, s, cnt, p.size):
+            s.out[s.n - 1].off = p.off
+
+
+cdef uint32_t deliver_repaired(NetClientState *to, NetClientState *sender, const Packet *pkts, uint32_t n,
+                               QueuedPacket **spill) noexcept nogil:
+    """Deliver a burst of which at least one packet is not for `to` as it is. Returns packets consumed; segments of a consumed
+    packet that found no room are in `spill`."""
+    cdef Scratch s
+    cdef uint32_t i
+    cdef uint32_t done = n
+    cdef uint32_t needs
+    cdef const Packet *p
+    s.n = 0
+    s.k = 0
+    for i in range(n):
+        p = &pkts[i]
+        if to.receive_disabled:
+            done = i
+            break
+        if p.size == 0:
+            net_drop(to, p, 1, False, DROP_EMPTY)
+            continue
+        if p.size > NET_MAX_PACKET or p.iovcnt > NET_MAX_IOV or (p.size > to.max_frame and p.off.gso_type == GSO_NONE):
+            net_drop(to, p, 1, False, DROP_OVERSIZE)
+            continue
+        needs = needs_of(p) & ~to.takes
+        if needs & ~<uint32_t>(TAKE_CSUM | TAKE_PLAIN):
+            repair_gso(to, sender, p, &s, spill)
+        elif needs or p.size < to.min_frame:
+            repair_one(to, sender, p, &s, spill)
+        else:
+            scratch_room(to, sender, &s, spill)
+            s.out[s.n] = p[0]
+            s.n += 1
+    scratch_flush(to, sender, &s, spill)
+    return done
+
+
+cdef inline bint plain_for(NetClientState *to, const Packet *pkts, uint32_t n) noexcept nogil:
+    """Can the whole burst go to `to` as it is?"""
+    cdef uint32_t i
+    cdef uint32_t needs = 0
+    cdef bint odd = False
+    for i in range(n):
+        needs |= needs_of(&pkts[i])
+        odd |= (pkts[i].size - 1 >= to.max_frame) | (pkts[i].size < to.min_frame) | (pkts[i].iovcnt > NET_MAX_IOV)
+    return not odd and not needs & ~to.takes
+
+
+cdef inline uint32_t deliver(NetClientState *to, NetClientState *sender, const Packet *pkts, uint32_t n) noexcept nogil:
+    """Deliver to a client that has room and is not being delivered to. Returns how many it consumed."""
+    cdef QueuedPacket *spill = NULL
+    cdef uint32_t k
+    if plain_for(to, pkts, n):
+        return receive_burst(to, pkts, n)
+    k = deliver_repaired(to, sender, pkts, n, &spill)
+    if spill != NULL:
+        spill_back(to, spill)
+    return k
+
+
+cdef void drain(NetClientState *to) noexcept nogil:
+    """Deliver the queue while there is room; asks before each burst (B25)."""
+    cdef QueuedPacket *batch[NET_BURST]
+    cdef Packet pkts[NET_BURST]
+    cdef QueuedPacket *spill
+    cdef uint32_t n
+    cdef uint32_t k
+    cdef uint32_t i
+    while to.queue.head != NULL and not to.delivering:
+        if to.link_down:
+            queue_drop_all(to, DROP_LINK_DOWN)
+            break
+        if not net_room(to):
+            break
+        n = 0
+        while n < NET_BURST and to.queue.head != NULL:
+            batch[n] = queue_pop(to)
+            pkts[n] = batch[n].pkt
+            n += 1
+        spill = NULL
+        if plain_for(to, pkts, n):
+            k = receive_burst(to, pkts, n)
+        else:
+            k = deliver_repaired(to, batch[0].sender, pkts, n, &spill)
+        for i in range(n, k, -1):
+            queue_push_front(to, batch[i - 1])
+        for i in range(k):
+            free(batch[i])
+        if spill != NULL:
+            spill_back(to, spill)
+        if k < n:
+            break
+
+
+cdef void queue_drop_all(NetClientState *to, int reason) noexcept nogil:
+    cdef QueuedPacket *q
+    while to.queue.head != NULL:
+        q = queue_pop(to)
+        net_drop(to, &q.pkt, 1, False, reason)
+        free(q)
+
+
+cdef void settle(NetClientState *to) noexcept nogil:
+    """After a delivery or a flush: deliver what queued meanwhile, and wake the sender if all of it is gone."""
+    cdef NetClientState *peer
+    if to.queue.head != NULL:
+        drain(to)
+    peer = to.peer
+    if peer != NULL and peer.blocked and to.queue.head == NULL and not to.delivering and net_room(to):
+        peer.blocked = False
+        if peer.ops.resume != NULL:
+            peer.ops.resume(peer)
+
+
+# ------------------------------------------------------------------------------------------------------------------- send
+
+cdef inline uint32_t transmit(NetClientState *nc, NetClientState *to, const Packet *pkts, uint32_t n, bint queue) noexcept nogil:
+    cdef uint32_t k = 0
+    if not (to.delivering or to.queue.head != NULL) and net_room(to):
+        k = deliver(to, nc, pkts, n)
+        if k < n:
+            k += hold(nc, to, pkts + k, n - k, queue)
+        if to.queue.head != NULL or nc.blocked:
+            settle(to)
+        return k
+    return hold(nc, to, pkts, n, queue)
+
+
+cdef uint32_t net_send(NetClientState *nc, const Packet *pkts, uint32_t n) noexcept nogil:
+    """Send a burst to the peer. Returns how many packets are no longer the sender's business: always n without flow control."""
+    cdef NetClientState *to = nc.peer
+    cdef uint32_t i
+    cdef uint32_t k
+    cdef uint64_t bytes = 0
+    if n == 0:
+        return 0
+    if to == NULL or nc.link_down or to.link_down:                              # S10, S19
+        net_drop(nc if to == NULL or nc.link_down else to, pkts, n, to == NULL or nc.link_down,
+                 DROP_NO_PEER if to == NULL else DROP_LINK_DOWN)
+        return n
+    if nc.filters != NULL or to.filters != NULL:
+        k = send_filtered(nc, to, pkts, n)
+    else:
+        k = transmit(nc, to, pkts, n, False)
+    for i in range(k):
+        bytes += pkts[i].size
+    nc.stats.tx_packets += k
+    nc.stats.tx_bytes += bytes
+    return k
+
+
+cdef uint32_t net_loopback(NetClientState *nc, const Packet *pkts, uint32_t n) noexcept nogil:
+    """Receive what the client itself sent (S36): no filters, nothing queues; refused packets are dropped and counted."""
+    cdef QueuedPacket *spill = NULL
+    cdef QueuedPacket *q
+    cdef uint32_t k = 0
+    if not nc.delivering and nc.queue.head == NULL and net_room(nc):
+        if plain_for(nc, pkts, n):
+            k = receive_burst(nc, pkts, n)
+        else:
+            k = deliver_repaired(nc, nc, pkts, n, &spill)
+            while spill != NULL:
+                q = spill
+                spill = q.next
+                net_drop(nc, &q.pkt, 1, False, DROP_NO_BUFFER)
+                free(q)
+        nc.receive_disabled = False
+    if k < n:
+        net_drop(nc, pkts + k, n - k, False, DROP_NO_BUFFER)
+    return n
+
+
+cdef bint net_can_receive(NetClientState *nc) noexcept nogil:
+    """Would a packet sent to this client be delivered now? (S17)"""
+    return nc.queue.head == NULL and not nc.delivering and net_room(nc)
+
+
+cdef bint net_can_send(NetClientState *nc) noexcept nogil:
+    """Would a packet of this client be taken now? True without a peer or link: it is dropped, which needs no room."""
+    if nc.peer == NULL or nc.link_down or nc.peer.link_down:
+        return True
+    return net_can_receive(nc.peer)
+
+
+cdef void net_flush(NetClientState *nc) noexcept nogil:
+    """The receiver says: I have room (S31). Drains its queue, then lets its peer go on."""
+    cdef NetClientState *peer
+    nc.receive_disabled = False
+    if nc.delivering:
+        nc.delivering = 2
+        return
+    drain(nc)
+    peer = nc.peer
+    if peer == NULL or nc.queue.head != NULL or not net_room(nc):
+        return
+    peer.blocked = False
+    if peer.ops.resume != NULL:
+        peer.ops.resume(peer)
+
+
+cdef uint32_t net_purge(NetClientState *queue_of, NetClientState *sender) noexcept nogil:
+    """Drop what `sender` (NULL: anybody) has in the queue; number of packets (S33, S34)."""
+    cdef QueuedPacket *q = queue_of.queue.head
+    cdef QueuedPacket *next
+    cdef uint32_t n = 0
+    queue_of.ctx.queued -= queue_of.queue.count
+    queue_of.queue.head = NULL
+    queue_of.queue.tail = NULL
+    queue_of.queue.count = 0
+    queue_of.queue.bytes = 0
+    while q != NULL:
+        next = q.next
+        if sender == NULL or q.sender == sender:
+            net_drop(queue_of, &q.pkt, 1, False, DROP_PURGED)
+            free(q)
+            n += 1
+        else:
+            queue_append(queue_of, q)
+        q = next
+    return n
+
+
+cdef void net_drop(NetClientState *nc, const Packet *pkts, uint32_t n, bint tx, int reason) noexcept nogil:
+    """Count packets lost at `nc` (tx: while it sent them) and tell the filters that watch this link."""
+    cdef NetFilter *f
+    nc.stats.drops[reason] += n
+    f = nc.filters
+    while f != NULL:
+        if f.on and f.ops.dropped != NULL:
+            f.ops.dropped(f, pkts, n, tx, reason)
+        f = f.next
+    if nc.peer != NULL:
+        f = nc.peer.filters
+        while f != NULL:
+            if f.on and f.ops.dropped != NULL:
+                f.ops.dropped(f, pkts, n, not tx, reason)
+            f = f.next
+
+
+cdef void net_set_link(NetClientState *nc, bint up) noexcept nogil:
+    """Link up or down (S55): a NIC behind this client loses or gets its link too; both sides are told, then queues move."""
+    cdef NetClientState *peer = nc.peer
+    nc.link_down = not up
+    if nc.ops.link_status_changed != NULL:
+        nc.ops.link_status_changed(nc)
+    if peer != NULL:
+        if peer.is_nic:
+            peer.link_down = not up
+        if peer.ops.link_status_changed != NULL:
+            peer.ops.link_status_changed(peer)
+    settle(nc)
+    if peer != NULL:
+        settle(peer)
+
+
+# ---------------------------------------------------------------------------------------------------------------- filters
+
+cdef uint32_t run_filters(NetClientState *nc, NetClientState *to, Packet *pkts, uint32_t n, NetFilter *after) noexcept nogil:
+    """The sender's filters front to back, then the receiver's back to front (S13), from the one behind `after` on."""
+    cdef NetFilter *f
+    if after == NULL or after.client == nc:
+        f = nc.filters if after == NULL else after.next
+        while f != NULL and n:
+            if f.on and f.direction & FILTER_TX:
+                n = f.ops.receive(f, nc, pkts, n, True)
+            f = f.next
+        f = to.filters
+        while f != NULL and f.next != NULL:
+            f = f.next
+    else:
+        f = after.prev
+    while f != NULL and n:
+        if f.on and f.direction & FILTER_RX:
+            n = f.ops.receive(f, nc, pkts, n, False)
+        f = f.prev
+    return n
+
+
+cdef uint32_t send_filtered(NetClientState *nc, NetClientState *to, const Packet *pkts, uint32_t n) noexcept nogil:
+    """As transmit, through the filters. A filter sees a packet once, so what it let pass is never handed back: it queues."""
+    cdef Packet copy[NET_BURST]
+    cdef uint32_t done = 0
+    cdef uint32_t m
+    cdef uint32_t left
+    while done < n:
+        if nc.flow_control and not net_can_receive(to):
+            nc.blocked = True
+            return done
+        m = n - done if n - done < NET_BURST else NET_BURST
+        memcpy(copy, pkts + done, m * sizeof(Packet))
+        left = run_filters(nc, to, copy, m, NULL)
+        if left:
+            transmit(nc, to, copy, left, True)
+        done += m
+    return done
+
+
+cdef uint32_t net_pass_to_next(NetFilter *f, NetClientState *sender, const Packet *pkts, uint32_t n) noexcept nogil:
+    """A filter lets go of packets it had consumed: on through the filters behind it, then to the peer (F5). At most NET_BURST."""
+    cdef Packet copy[NET_BURST]
+    cdef NetClientState *to = sender.peer
+    cdef uint32_t left
+    if n > NET_BURST:
+        n = NET_BURST
+    if to == NULL or sender.link_down or to.link_down:
+        net_drop(sender, pkts, n, True, DROP_NO_PEER if to == NULL else DROP_LINK_DOWN)
+        return n
+    memcpy(copy, pkts, n * sizeof(Packet))
+    left = run_filters(sender, to, copy, n, f)
+    if left:
+        transmit(sender, to, copy, left, True)
+    return n
+
+
+cdef void net_filter_insert(NetFilter *f, NetClientState *nc, NetFilter *before) noexcept nogil:
+    """Put a filter in front of `before`; NULL: at the end."""
+    cdef NetFilter *last = nc.filters
+    f.client = nc
+    f.next = before
+    if before != NULL:
+        f.prev = before.prev
+        before.prev = f
+    else:
+        while last != NULL and last.next != NULL:
+            last = last.next
+        f.prev = last
+    if f.prev != NULL:
+        f.prev.next = f
+    else:
+        nc.filters = f
+
+
+cdef void net_filter_remove(NetFilter *f) noexcept nogil:
+    if f.client == NULL:
+        return
+    if f.prev != NULL:
+        f.prev.next = f.next
+    else:
+        f.client.filters = f.next
+    if f.next != NULL:
+        f.next.prev = f.prev
+    f.prev = NULL
+    f.next = NULL
+    f.client = NULL
+
+
+# ----------------------------------------------------------------------------------------------------- what Python sees
+
+cdef int live_clients = 0
+
+
+def live() -> int:
+    """Clients that exist in this process, closed or not: a leak check for tests."""
+    return live_clients
+
+
+cdef void nothing_leaving(NetContext *ctx) noexcept nogil:
+    ctx.dirty = False
+
+
+cdef class Context:
+    """The ground of one network: lock, run state, deferred work. `qnet._loop.Loop` adds fds, timers and a clock."""
+
+    def __cinit__(self, *args, **kwargs):
+        memset(&self.ctx, 0, sizeof(self.ctx))
+        pthread_mutex_init(&self.ctx.lock, NULL)
+        self.ctx.running = True
+        self.ctx.leaving = nothing_leaving
+
+    def __dealloc__(self):
+        pthread_mutex_destroy(&self.ctx.lock)
+
+    cdef void run_deferred(self) noexcept:
+        """Run what the packet path left for Python. With the GIL, without the lock; the owner stays alive meanwhile."""
+        cdef Deferred *node
+        cdef object owner
+        while self.ctx.first != NULL:
+            context_enter_gil(&self.ctx)
+            node = self.ctx.first
+            if node != NULL:
+                self.ctx.first = node.next
+                if node.next == NULL:
+                    self.ctx.last = NULL
+                node.queued = False
+                owner = <object>node.owner          # taken before the lock is dropped: cancel needs the lock
+            pthread_mutex_unlock(&self.ctx.lock)
+            if node == NULL:
+                return
+            node.run(<void *>owner)
+
+    @property
+    def running(self) -> bool:
+        """Whether receivers take packets: False while the VM is stopped (S17)."""
+        return self.ctx.running
+
+    @running.setter
+    def running(self, bint value):
+        with nogil:
+            context_enter(&self.ctx)
+            self.ctx.running = value
+            context_leave(&self.ctx)
+        self.run_deferred()
+
+    @property
+    def allocations(self) -> int:
+        """Queue nodes ever allocated: stands still while nothing queues."""
+        return self.ctx.allocations
+
+    @property
+    def queued(self) -> int:
+        """Packets in queues now."""
+        return self.ctx.queued
+
+
+@cython.no_gc_clear
+cdef class NetClient:
+    """One end of a link (S1 to S8). Leaves subclass it and fill in the ops; Python names, pairs, watches and closes it.
+
+    `name` is the id users gave or `model.n`; `model` the kind ("user", "hubport", "e1000"). Everything is safe to call from any
+    thread. A closed client stays a valid object: it has no peer and drops what it is sent.
+    """
+
+    def __cinit__(self, Context context not None, *args, **kwargs):
+        global live_clients
+        live_clients += 1
+        self.context = context
+        net_client_init(&self.nc, &context.ctx, &null_ops, NULL)
+
+    def __init__(self, Context context not None, str name="", str model="", **kwargs):
+        self.name = name
+        self.model = model
+        self.info_str = ""
+
+    cdef int _setup(self, const NetClientOps *ops, void *opaque) except -1:
+        """A leaf's constructor says what the client is. Before it is paired, so without the lock."""
+        self.nc.ops = ops
+        self.nc.opaque = opaque
+        return 0
+
+    def __dealloc__(self):
+        global live_clients
+        live_clients -= 1
+        if not self.closed:
+            context_enter_gil(&self.context.ctx)
+            if self.nc.ops.cleanup != NULL:
+                self.nc.ops.cleanup(&self.nc)
+            net_client_fini(&self.nc)
+            pthread_mutex_unlock(&self.context.ctx.lock)
+
+    def __repr__(self):
+        return f"<{type(self).__name__} {self.name!r} model={self.model!r}>"
+
+    @property
+    def peer(self):
+        """The client at the other end of the link, or None."""
+        return self._peer
+
+    @property
+    def link_down(self) -> bool:
+        return bool(self.nc.link_down)
+
+    @property
+    def is_nic(self) -> bool:
+        return bool(self.nc.is_nic)
+
+    @property
+    def queued(self) -> int:
+        """Packets waiting for this client."""
+        return self.nc.queue.count
+
+    @property
+    def can_receive(self) -> bool:
+        """Whether a packet sent to this client would be delivered now."""
+        cdef bint r
+        with nogil:
+            context_enter(self.nc.ctx)
+            r = net_can_receive(&self.nc)
+            context_leave(self.nc.ctx)
+        return r
+
+    @property
+    def queue_limits(self):
+        """(packets, bytes) that may wait for this client; more is dropped as "queue-full"."""
+        return self.nc.queue.max_packets, self.nc.queue.max_bytes
+
+    @queue_limits.setter
+    def queue_limits(self, limits):
+        cdef uint32_t packets = limits[0]
+        cdef uint64_t nbytes = limits[1]
+        with nogil:
+            context_enter(self.nc.ctx)
+            self.nc.queue.max_packets = packets
+            self.nc.queue.max_bytes = nbytes
+            context_leave(self.nc.ctx)
+
+    def pair(self, NetClient other not None):
+        """Link two free clients of one network (S3). ValueError when either has a peer or they belong to different networks."""
+        cdef bint free
+        if other is self or other.context is not self.context:
+            raise ValueError("peers must be two clients of one network")
+        if self.closed or other.closed:
+            raise ValueError("client is closed")
+        with nogil:
+            context_enter(self.nc.ctx)
+            free = self.nc.peer == NULL and other.nc.peer == NULL
+            if free:
+                net_pair(&self.nc, &other.nc)
+            context_leave(self.nc.ctx)
+        if not free:
+            raise ValueError(f"{(self if self._peer is not None else other).name!r} has a peer already")
+        self._peer = other
+        other._peer = self
+
+    def unpair(self):
+        """Undo pair; packets under way between the two are dropped as "purged"."""
+        cdef NetClient other = self._peer
+        with nogil:
+            context_enter(self.nc.ctx)
+            net_unpair(&self.nc)
+            context_leave(self.nc.ctx)
+        if other is not None:
+            other._peer = None
+        self._peer = None
+        self.context.run_deferred()
+
+    def set_link(self, bint up):
+        """Set this client's link up or down and tell both sides (S55)."""
+        with nogil:
+            context_enter(self.nc.ctx)
+            net_set_link(&self.nc, up)
+            context_leave(self.nc.ctx)
+        self.context.run_deferred()
+
+    def flush(self):
+        """Deliver what waits for this client, as if it had said that it has room (S31)."""
+        with nogil:
+            context_enter(self.nc.ctx)
+            net_flush(&self.nc)
+            context_leave(self.nc.ctx)
+        self.context.run_deferred()
+
+    def purge(self) -> int:
+        """Drop what this client sent and its peer has not received (S34); number of packets."""
+        cdef uint32_t n = 0
+        with nogil:
+            context_enter(self.nc.ctx)
+            if self.nc.peer != NULL:
+                n = net_purge(self.nc.peer, &self.nc)
+            context_leave(self.nc.ctx)
+        return n
+
+    def stats(self) -> dict:
+        """Counters since creation: tx_packets, tx_bytes, rx_packets, rx_bytes (seen from this client), syscalls, wakeups, queued,
+        and drops by reason (only those that happened)."""
+        cdef NetStats s
+        cdef uint32_t queued
+        with nogil:
+            context_enter(self.nc.ctx)
+            s = self.nc.stats
+            queued = self.nc.queue.count
+            context_leave(self.nc.ctx)
+        return {
+            "tx_packets": s.tx_packets, "tx_bytes": s.tx_bytes, "rx_packets": s.rx_packets, "rx_bytes": s.rx_bytes,
+            "syscalls": s.syscalls, "wakeups": s.wakeups, "queued": queued,
+            "drops": {name: s.drops[i] for i, name in enumerate(DROP_NAMES) if s.drops[i]},
+        }
+
+    def close(self):
+        """Unpair, drop the queue and let go of what the client holds on the host. Idempotent."""
+        cdef NetClient other = self._peer
+        if self.closed:
+            return
+        self.closed = True
+        with nogil:
+            context_enter(self.nc.ctx)
+            if self.nc.ops.cleanup != NULL:
+                self.nc.ops.cleanup(&self.nc)
+            net_client_fini(&self.nc)
+            self.nc.ops = &null_ops
+            context_leave(self.nc.ctx)
+        if other is not None:
+            other._peer = None
+        self._peer = None
+        self.context.run_deferred()
+
+
+@cython.no_gc_clear
+cdef class Filter:
+    """A net filter (F1 to F6): watches one client's link. Leaves fill in the ops; Python places it and switches it."""
+
+    def __cinit__(self, NetClient client not None, *args, **kwargs):
+        self.client = client
+
+    def __dealloc__(self):
+        if self.filter.client != NULL:
+            context_enter_gil(&self.client.context.ctx)
+            net_filter_remove(&self.filter)
+            pthread_mutex_unlock(&self.client.context.ctx.lock)
+
+    def insert(self, str queue="all", Filter before=None):
+        """Start watching: `queue` is "all", "rx" or "tx" from the client's view (F2); in front of `before`, or last."""
+        cdef NetFilter *b = NULL if before is None else &before.filter
+        if self.filter.ops == NULL or self.filter.client != NULL:
+            raise ValueError("filter is not ready, or inserted already")
+        if before is not None and before.filter.client != &self.client.nc:
+            raise ValueError("the two filters watch different clients")
+        self.filter.direction = {"all": FILTER_ALL, "rx": FILTER_RX, "tx": FILTER_TX}[queue]
+        with nogil:
+            context_enter(self.client.nc.ctx)
+            net_filter_insert(&self.filter, &self.client.nc, b)
+            context_leave(self.client.nc.ctx)
+
+    def remove(self):
+        """Stop watching. Idempotent."""
+        with nogil:
+            context_enter(self.client.nc.ctx)
+            net_filter_remove(&self.filter)
+            context_leave(self.client.nc.ctx)
+        self.client.context.run_deferred()
+
+    @property
+    def on(self) -> bool:
+        """status=on|off: a filter that is off lets everything pass (F4)."""
+        return bool(self.filter.on)
+
+    @on.setter
+    def on(self, bint value):
+        with nogil:
+            context_enter(self.client.nc.ctx)
+            if self.filter.on != value:
+                self.filter.on = value
+                if self.filter.ops.status_changed != NULL:
+                    self.filter.ops.status_changed(&self.filter)
+            context_leave(self.client.nc.ctx)
+        self.client.context.run_deferred()
+
+
+# ------------------------------------------------------------------------------------------------------------ null client
+
+cdef uint32_t null_receive(NetClientState *nc, const Packet *pkts, uint32_t n) noexcept nogil:
+    return n
+
+
+cdef NetClientOps null_ops = NetClientOps(
+    receive=null_receive,
+    can_receive=NULL,
+    resume=NULL,
+    link_status_changed=NULL,
+    cleanup=NULL,
+)
+
+
+cdef class NullClient(NetClient):
+    """Takes and counts every packet, with every offload, and sends none. offloads=False: takes plain frames only."""
+
+    def __init__(self, Context context not None, str name="", str model="null", bint offloads=True):
+        super().__init__(context, name, model)
+        self._setup(&null_ops, NULL)
+        self.nc.takes = TAKE_ALL if offloads else TAKE_PLAIN
