@@ -28,7 +28,7 @@ def extension(name: str, csrc: list[str]) -> Extension:
         name,
         [name.replace(".", "/") + ".pyx", *csrc],
         include_dirs=["csrc"],
-        depends=["csrc/csum.h", "csrc/gso.h"],
+        depends=["csrc/csum.h", "csrc/gso.h", "csrc/parse.h"],
         extra_compile_args=CFLAGS,
         extra_link_args=["-fsanitize=address,undefined"] if os.environ.get("QNET_ASAN") == "1" else ["-Wl,-s"],
     )
