@@ -16,6 +16,7 @@ MODULES: dict[str, list[str]] = {
     "qnet._fastpath": GSO,
     "qnet._host": [],
     "qnet._loop": [],
+    "qnet.backends._hub": [],
 }
 
 DEBUG = os.environ.get("QNET_DEBUG") == "1"

@@ -183,8 +183,11 @@ cdef class NetClient:
     cdef readonly str model
     cdef public str info_str
     cdef NetClient _peer
-    cdef bint closed
+    cdef readonly bint closed
+    cdef object __weakref__
     cdef int _setup(self, const NetClientOps *ops, void *opaque) except -1
+    # Every leaf calls it in its own __dealloc__, while the state behind `opaque` still exists. Idempotent.
+    cdef void _fini(self) noexcept
 
 cdef class Filter:
     cdef NetFilter filter

@@ -756,12 +756,18 @@ cdef class NetClient:
     def __dealloc__(self):
         global live_clients
         live_clients -= 1
-        if not self.closed:
-            context_enter_gil(&self.context.ctx)
-            if self.nc.ops.cleanup != NULL:
-                self.nc.ops.cleanup(&self.nc)
-            net_client_fini(&self.nc)
-            pthread_mutex_unlock(&self.context.ctx.lock)
+        self._fini()
+
+    cdef void _fini(self) noexcept:
+        if self.closed:
+            return
+        self.closed = True
+        context_enter_gil(&self.context.ctx)
+        if self.nc.ops.cleanup != NULL:
+            self.nc.ops.cleanup(&self.nc)
+        net_client_fini(&self.nc)
+        self.nc.ops = &null_ops
+        context_leave(&self.context.ctx)
 
     def __repr__(self):
         return f"<{type(self).__name__} {self.name!r} model={self.model!r}>"
@@ -884,16 +890,7 @@ cdef class NetClient:
     def close(self):
         """Unpair, drop the queue and let go of what the client holds on the host. Idempotent."""
         cdef NetClient other = self._peer
-        if self.closed:
-            return
-        self.closed = True
-        with nogil:
-            context_enter(self.nc.ctx)
-            if self.nc.ops.cleanup != NULL:
-                self.nc.ops.cleanup(&self.nc)
-            net_client_fini(&self.nc)
-            self.nc.ops = &null_ops
-            context_leave(self.nc.ctx)
+        self._fini()
         if other is not None:
             other._peer = None
         self._peer = None
