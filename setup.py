@@ -17,6 +17,9 @@ MODULES: dict[str, list[str]] = {
     "qnet._host": [],
     "qnet._loop": [],
     "qnet.backends._hub": [],
+    "qnet.testing._frames": [],
+    "qnet.testing._nodes": [],
+    "qnet.testing._port": [],
 }
 
 DEBUG = os.environ.get("QNET_DEBUG") == "1"
