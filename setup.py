@@ -22,9 +22,12 @@ MODULES: dict[str, list[str]] = {
     "qnet.testing._port": [],
 }
 
-DEBUG = os.environ.get("QNET_DEBUG") == "1"
 CFLAGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unused-function", "-fvisibility=hidden"]
-CFLAGS += ["-O1", "-g", "-fsanitize=address,undefined"] if os.environ.get("QNET_ASAN") == "1" else ["-O3"]
+LDFLAGS = ["-Wl,-s"]
+CFLAGS += ["-O3"]
+if os.environ.get("QNET_ASAN") == "1":                  # make asan
+    LDFLAGS = ["-fsanitize=address,undefined"]
+    CFLAGS += ["-O1", "-g", *LDFLAGS]
 
 
 def extension(name: str, csrc: list[str]) -> Extension:
@@ -34,7 +37,7 @@ def extension(name: str, csrc: list[str]) -> Extension:
         include_dirs=["csrc"],
         depends=["csrc/csum.h", "csrc/gso.h", "csrc/parse.h"],
         extra_compile_args=CFLAGS,
-        extra_link_args=["-fsanitize=address,undefined"] if os.environ.get("QNET_ASAN") == "1" else ["-Wl,-s"],
+        extra_link_args=LDFLAGS,
     )
 
 

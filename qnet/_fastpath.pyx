@@ -5,10 +5,8 @@ Clients, peers, bursts, queues, flush and purge, link state, filters, and the so
 The contract is in _fastpath.pxd. The context's lock is held in every function here that takes a NetClientState.
 """
 cimport cython
-from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.errno cimport ENOSPC
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -817,18 +815,18 @@ cdef class NetClient:
 
     def pair(self, NetClient other not None):
         """Link two free clients of one network (S3). ValueError when either has a peer or they belong to different networks."""
-        cdef bint free
+        cdef bint vacant
         if other is self or other.context is not self.context:
             raise ValueError("peers must be two clients of one network")
         if self.closed or other.closed:
             raise ValueError("client is closed")
         with nogil:
             context_enter(self.nc.ctx)
-            free = self.nc.peer == NULL and other.nc.peer == NULL
-            if free:
+            vacant = self.nc.peer == NULL and other.nc.peer == NULL
+            if vacant:
                 net_pair(&self.nc, &other.nc)
             context_leave(self.nc.ctx)
-        if not free:
+        if not vacant:
             raise ValueError(f"{(self if self._peer is not None else other).name!r} has a peer already")
         self._peer = other
         other._peer = self

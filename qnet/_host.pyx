@@ -1,13 +1,12 @@
 """What a device gets from the VMM: guest memory and interrupt lines."""
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memmove, memset
 from posix.unistd cimport write as posix_write
 
-from qnet._context cimport (NetContext, context_cancel, context_defer, context_enter, context_enter_gil, context_leave,
-                            pthread_mutex_unlock)
+from qnet._context cimport NetContext, context_cancel, context_defer, context_enter_gil, pthread_mutex_unlock
 
 import logging
 
@@ -331,7 +330,7 @@ cdef class IrqLine:
 
     cdef void _deliver(self) noexcept:
         cdef NetContext *ctx = self.irq.ctx
-        cdef object keep = self.context         # the callable may close the device
+        cdef object _keep = self.context        # the callable may close the device
         cdef int level
         if ctx == NULL:
             return

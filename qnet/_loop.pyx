@@ -12,8 +12,7 @@ from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, itimerspec, timespec
 from posix.unistd cimport close, read, write
 
-from qnet._context cimport (Deferred, NetContext, context_cancel, context_defer, context_enter, context_enter_gil, context_leave,
-                            pthread_mutex_unlock)
+from qnet._context cimport Deferred, NetContext, context_cancel, context_defer, context_enter, context_leave
 from qnet._fastpath cimport Context
 
 import logging
@@ -316,7 +315,6 @@ cdef class Loop(Context):
 
     def __cinit__(self, clock=None):
         cdef epoll_event ev
-        cdef int fd
         self.loop.ctx = &self.ctx
         self.handles = set()
         self.loop.armed = -1

@@ -6,6 +6,7 @@ CVE-2022-23087 (offsets outside the header), CVE-2015-6815 (header length and MS
 
 import ctypes
 import errno
+import itertools
 import os
 import struct
 import subprocess
@@ -85,7 +86,7 @@ class Iov:
 
     def __init__(self, data: bytes, cuts: list[int]) -> None:
         edges = [0, *sorted({min(c, len(data)) for c in cuts}), len(data)]
-        pieces = [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        pieces = [data[a:b] for a, b in itertools.pairwise(edges)]
         self.blocks = [ctypes.create_string_buffer(b"\xa5" + piece, len(piece) + 1) for piece in pieces]
         self.n = 2 * len(pieces)
         self.array = (Iovec * self.n)()
