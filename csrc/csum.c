@@ -54,10 +54,16 @@ static uint64_t sum_blocks(const uint8_t *p, size_t n, uint64_t sum)
 }
 #endif
 
+static inline uint64_t load_sum(const uint8_t *p)
+{
+    uint64_t x;
+    memcpy(&x, p, 8);
+    return (uint32_t)x + (x >> 32);
+}
+
 uint64_t qn_csum(const void *data, size_t len, uint64_t sum)
 {
     const uint8_t *p = data;
-    uint64_t x;
     uint32_t w;
     uint16_t h;
 
@@ -66,9 +72,18 @@ uint64_t qn_csum(const void *data, size_t len, uint64_t sum)
         p += len & ~(size_t)31;
         len &= 31;
     }
-    for (; len >= 8; p += 8, len -= 8) {
-        memcpy(&x, p, 8);
-        sum += (uint32_t)x + (x >> 32);
+    /* No loop: headers are short, and a vectorized loop is slow to start. */
+    if (len & 32) {
+        sum += load_sum(p) + load_sum(p + 8) + load_sum(p + 16) + load_sum(p + 24);
+        p += 32;
+    }
+    if (len & 16) {
+        sum += load_sum(p) + load_sum(p + 8);
+        p += 16;
+    }
+    if (len & 8) {
+        sum += load_sum(p);
+        p += 8;
     }
     if (len & 4) {
         memcpy(&w, p, 4);
@@ -124,10 +139,14 @@ uint16_t qn_csum_fold(uint64_t sum)
     return (uint16_t)((sum & 0xffff) + (sum >> 16));
 }
 
-static uint64_t pseudo_tail(uint8_t proto, uint32_t l4_len)
+/* The words of the length and the protocol; each sum is of 16-bit words in memory order. */
+static inline uint64_t pseudo_tail(uint8_t proto, uint32_t l4_len)
 {
-    uint8_t b[8] = {(uint8_t)(l4_len >> 24), (uint8_t)(l4_len >> 16), (uint8_t)(l4_len >> 8), (uint8_t)l4_len, 0, 0, 0, proto};
-    return qn_csum(b, sizeof b, 0);
+    uint64_t words = (l4_len >> 16) + (l4_len & 0xffff) + proto;
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    words <<= 8; /* a swap of bytes, modulo 2^16 - 1 */
+#endif
+    return words;
 }
 
 uint64_t qn_csum_pseudo4(const void *src, const void *dst, uint8_t proto, uint32_t l4_len)
@@ -152,7 +171,7 @@ int qn_csum_partial_value(const struct iovec *iov, unsigned iovcnt, size_t size,
 
 int qn_rx_csum_check(const struct iovec *iov, unsigned iovcnt, size_t size)
 {
-    uint8_t h[QN_PARSE_MAX];
+    _Alignas(64) uint8_t h[QN_PARSE_MAX]; /* loads that straddle the stores of the copy wait: 27 ns for a short frame, not 20 */
     struct qn_headers at;
     int flags = 0;
 

@@ -80,43 +80,18 @@ static int plan_fits(const struct qn_gso_plan *p)
            (!p->l4_sum || range_fits(p->l4_sum_from, p->l4_sum_at, p->l4_sum_end, p->hdr_len));
 }
 
-int qn_gso_start(struct qn_gso *g, const struct qn_gso_plan *plan, const struct iovec *iov, unsigned iovcnt, size_t size)
+/* The part of a checksum range that lies in the header `h`, and the part that lies in the payload. */
+static uint64_t header_sum(const uint8_t *h, unsigned hdr_len, unsigned from, unsigned end)
 {
-    const struct qn_gso_plan p = *plan;
-
-    if (!plan_fits(&p) || size <= p.hdr_len || !qn_iov_holds(iov, iovcnt, size))
-        return -EINVAL;
-    size_t payload = size - p.hdr_len;
-    size_t nseg = payload / p.mss + (payload % p.mss != 0);
-    size_t most = p.hdr_len + (payload < p.mss ? payload : p.mss);
-    if (nseg > 65535)
-        return -EINVAL;
-    if ((p.ip_version && most - p.ip_off > 65535) || (p.l4_proto == QN_UDP && most - p.l4_off > 65535))
-        return -EINVAL;
-
-    g->plan = p;
-    qn_iov_prefix(iov, iovcnt, g->hdr, p.hdr_len);
-    if (p.ip_sum && p.ip_version == 4 && p.ip_sum_at == p.ip_off + 10)
-        qn_put_be16(g->hdr + p.ip_sum_at, 0);
-    size_t skip = p.hdr_len;
-    while (skip >= iov->iov_len) { /* ends: there is payload */
-        skip -= iov->iov_len;
-        iov++;
-        iovcnt--;
-    }
-    g->iov = iov;
-    g->iovcnt = iovcnt;
-    g->iov_skip = skip;
-    g->left = payload;
-    g->seg = 0;
-    g->nseg = (uint32_t)nseg;
-    return (int)nseg;
+    return qn_csum(h + from, (end && end < hdr_len ? end : hdr_len) - from, 0);
 }
 
-/* The bytes [from, end or all) of a segment, as they stand. */
-static uint64_t range_sum(const struct iovec *out, unsigned n, size_t size, unsigned from, unsigned end)
+static uint64_t payload_sum(const struct iovec *payload, unsigned n, unsigned hdr_len, unsigned from, unsigned end)
 {
-    return qn_csum_iov(out, n, from, (end && end < size ? end : size) - from, 0);
+    if (end && end <= hdr_len)
+        return 0;
+    uint64_t sum = qn_csum_iov(payload, n, 0, end ? end - hdr_len : SIZE_MAX, 0);
+    return (hdr_len - from) & 1 ? qn_csum_add_odd(0, sum) : sum;
 }
 
 static void store_sum(uint8_t *at, uint64_t sum)
@@ -133,6 +108,82 @@ static void reseed(uint8_t *at, uint32_t old_len, uint32_t new_len)
 
     sum = (sum & 0xffff) + (sum >> 16);
     qn_put_be16(at, (sum & 0xffff) + (sum >> 16));
+}
+
+/* The header in `g` is that of the next segment, checksums aside. It is patched one segment ahead: to copy or sum it right
+ * after the small stores would wait for them. */
+static void set_lengths(struct qn_gso *g, uint32_t old_l4_len, size_t size)
+{
+    const struct qn_gso_plan *p = &g->plan;
+
+    if (p->ip_version)
+        qn_put_be16(g->hdr + p->ip_off + (p->ip_version == 4 ? 2 : 4), (unsigned)(size - p->ip_off) - (p->ip_version == 4 ? 0 : 40));
+    if (p->l4_proto == QN_UDP)
+        qn_put_be16(g->hdr + p->l4_off + 4, (unsigned)(size - p->l4_off));
+    if (p->l4_sum)
+        reseed(g->hdr + p->l4_sum_at, old_l4_len, (uint32_t)(size - p->l4_off));
+}
+
+static void set_tcp_flags(struct qn_gso *g)
+{
+    unsigned gone = (g->seg ? CWR : 0) | (g->seg + 1 < g->nseg ? FIN | PSH : 0);
+
+    g->hdr[g->plan.l4_off + TCP_FLAGS] = (uint8_t)(g->tcp_flags & ~gone);
+}
+
+static void set_next(struct qn_gso *g)
+{
+    const struct qn_gso_plan *p = &g->plan;
+    uint8_t *id = g->hdr + p->ip_off + 4, *seq = g->hdr + p->l4_off + TCP_SEQ;
+
+    g->seg++;
+    if (p->ip_version == 4)
+        qn_put_be16(id, qn_be16(id) + 1);
+    if (p->l4_proto == QN_TCP) {
+        qn_put_be32(seq, qn_be32(seq) + p->mss);
+        set_tcp_flags(g);
+    }
+    if (g->left < p->mss)
+        set_lengths(g, (uint32_t)p->hdr_len + p->mss - p->l4_off, p->hdr_len + g->left);
+}
+
+int qn_gso_start(struct qn_gso *g, const struct qn_gso_plan *plan, const struct iovec *iov, unsigned iovcnt, size_t size)
+{
+    const struct qn_gso_plan p = *plan;
+
+    if (!plan_fits(&p) || size <= p.hdr_len || !qn_iov_holds(iov, iovcnt, size))
+        return -EINVAL;
+    size_t payload = size - p.hdr_len;
+    size_t nseg = payload / p.mss + (payload % p.mss != 0);
+    size_t most = p.hdr_len + (payload < p.mss ? payload : p.mss);
+    if (nseg > 65535)
+        return -EINVAL;
+    if ((p.ip_version && most - p.ip_off > 65535) || (p.l4_proto == QN_UDP && most - p.l4_off > 65535))
+        return -EINVAL;
+
+    g->plan = p;
+    qn_iov_prefix(iov, iovcnt, g->hdr, p.hdr_len);
+    size_t skip = p.hdr_len;
+    while (skip >= iov->iov_len) { /* ends: there is payload */
+        skip -= iov->iov_len;
+        iov++;
+        iovcnt--;
+    }
+    g->iov = iov;
+    g->iovcnt = iovcnt;
+    g->iov_skip = skip;
+    g->left = payload;
+    g->seg = 0;
+    g->nseg = (uint32_t)nseg;
+
+    if (p.ip_sum && p.ip_version == 4 && p.ip_sum_at == p.ip_off + 10)
+        qn_put_be16(g->hdr + p.ip_sum_at, 0);
+    set_lengths(g, p.pseudo_len, most);
+    if (p.l4_proto == QN_TCP) {
+        g->tcp_flags = g->hdr[p.l4_off + TCP_FLAGS];
+        set_tcp_flags(g);
+    }
+    return (int)nseg;
 }
 
 int qn_gso_next(struct qn_gso *g, uint8_t *hdr, struct iovec *out, unsigned max, size_t *size_out)
@@ -169,38 +220,18 @@ int qn_gso_next(struct qn_gso *g, uint8_t *hdr, struct iovec *out, unsigned max,
     g->iovcnt = iovcnt;
     g->iov_skip = skip;
     g->left -= payload;
-    uint32_t seg = g->seg++;
-    size_t size = p->hdr_len + payload;
-
-    memcpy(hdr, g->hdr, p->hdr_len);
+    *size_out = p->hdr_len + payload;
     out[0].iov_base = hdr;
     out[0].iov_len = p->hdr_len;
 
-    uint8_t *ip = hdr + p->ip_off, *l4 = hdr + p->l4_off;
-    if (p->ip_version == 4) {
-        qn_put_be16(ip + 2, (unsigned)(size - p->ip_off));
-        qn_put_be16(ip + 4, qn_be16(ip + 4) + seg);
-    } else if (p->ip_version == 6) {
-        qn_put_be16(ip + 4, (unsigned)(size - p->ip_off - 40));
-    }
-    if (p->l4_proto == QN_TCP) {
-        uint32_t seq = (uint32_t)qn_be16(l4 + TCP_SEQ) << 16 | qn_be16(l4 + TCP_SEQ + 2);
-        seq += seg * p->mss;
-        qn_put_be16(l4 + TCP_SEQ, seq >> 16);
-        qn_put_be16(l4 + TCP_SEQ + 2, seq & 0xffff);
-        if (g->left)
-            l4[TCP_FLAGS] &= (uint8_t)~(FIN | PSH);
-        if (seg)
-            l4[TCP_FLAGS] &= (uint8_t)~CWR;
-    } else if (p->l4_proto == QN_UDP) {
-        qn_put_be16(l4 + 4, (unsigned)(size - p->l4_off));
-    }
+    memcpy(hdr, g->hdr, p->hdr_len);
     if (p->ip_sum)
-        store_sum(hdr + p->ip_sum_at, range_sum(out, used, size, p->ip_sum_from, p->ip_sum_end));
-    if (p->l4_sum) {
-        reseed(hdr + p->l4_sum_at, p->pseudo_len, (uint32_t)(size - p->l4_off));
-        store_sum(hdr + p->l4_sum_at, range_sum(out, used, size, p->l4_sum_from, p->l4_sum_end));
-    }
-    *size_out = size;
+        store_sum(hdr + p->ip_sum_at, header_sum(g->hdr, p->hdr_len, p->ip_sum_from, p->ip_sum_end) +
+                                          payload_sum(out + 1, used - 1, p->hdr_len, p->ip_sum_from, p->ip_sum_end));
+    uint64_t sum = p->l4_sum ? header_sum(hdr, p->hdr_len, p->l4_sum_from, p->l4_sum_end) : 0;
+    if (g->left)
+        set_next(g);
+    if (p->l4_sum)
+        store_sum(hdr + p->l4_sum_at, sum + payload_sum(out + 1, used - 1, p->hdr_len, p->l4_sum_from, p->l4_sum_end));
     return (int)used;
 }

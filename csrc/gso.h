@@ -37,13 +37,14 @@ struct qn_gso_plan {
 
 struct qn_gso {
     struct qn_gso_plan plan;
-    uint8_t hdr[QN_GSO_MAX_HDR];  /* the super-frame's header */
+    uint8_t hdr[QN_GSO_MAX_HDR];  /* the next segment's header, checksums aside */
     const struct iovec *iov;      /* where the next payload byte is */
     unsigned iovcnt;
     size_t iov_skip;
     size_t left;                  /* payload bytes not yet handed out */
     uint32_t seg;                 /* index of the next segment */
     uint32_t nseg;                /* segments in all */
+    uint8_t tcp_flags;            /* the super-frame's */
 };
 
 /* Fill `plan` for a frame of `size` bytes that carries virtio-net GSO fields; gso_type without the ECN bit.

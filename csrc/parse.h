@@ -36,6 +36,17 @@ static inline void qn_put_be16(uint8_t *p, unsigned v)
     p[1] = (uint8_t)v;
 }
 
+static inline uint32_t qn_be32(const uint8_t *p)
+{
+    return (uint32_t)qn_be16(p) << 16 | qn_be16(p + 2);
+}
+
+static inline void qn_put_be32(uint8_t *p, uint32_t v)
+{
+    qn_put_be16(p, v >> 16);
+    qn_put_be16(p + 2, v & 0xffff);
+}
+
 /* Copies the first bytes, at most `len`; returns how many there were. */
 static inline size_t qn_iov_prefix(const struct iovec *iov, unsigned iovcnt, uint8_t *to, size_t len)
 {

@@ -164,7 +164,7 @@ static void try_sums(const struct pieces *s, const uint8_t *frame, size_t len)
 }
 
 /* Runs a plan to its end: payload in order, headers apart from the fields as they were, nothing more and nothing less. */
-static int run(const struct qn_gso_plan *plan, const struct pieces *s, const uint8_t *frame, size_t size)
+static int run(const struct qn_gso_plan *plan, const struct pieces *s, const uint8_t *frame, size_t size, int sane)
 {
     struct qn_gso g;
     struct iovec out[MAX_IOV + 1];
@@ -197,12 +197,12 @@ static int run(const struct qn_gso_plan *plan, const struct pieces *s, const uin
             int inside = plan->l4_sum_at >= plan->l4_sum_from && plan->l4_sum_at + 2U <= end;
             /* Put the seed back and complete it the plain way. */
             uint32_t l4_len = (uint32_t)(seg_size - plan->l4_off), gone = plan->pseudo_len;
-            uint64_t seed = ((uint64_t)g.hdr[plan->l4_sum_at] << 8) + g.hdr[plan->l4_sum_at + 1];
+            uint64_t seed = ((uint64_t)frame[plan->l4_sum_at] << 8) + frame[plan->l4_sum_at + 1];
             seed += l4_len + 0xffff - (gone >> 16) + 0xffff - (gone & 0xffff);
             while (seed >> 16)
                 seed = (seed & 0xffff) + (seed >> 16);
-            int other = plan->ip_sum || plan->ip_version || plan->l4_proto; /* may have written the same bytes */
-            if (inside && !other) {
+            int alone = sane || !(plan->ip_sum || plan->ip_version || plan->l4_proto); /* no two fields on the same bytes */
+            if (inside && alone) {
                 want[plan->l4_sum_at] = (uint8_t)(seed >> 8);
                 want[plan->l4_sum_at + 1] = (uint8_t)seed;
                 uint16_t sum = (uint16_t)~plain_sum(want + plan->l4_sum_from, end - plan->l4_sum_from);
@@ -242,7 +242,7 @@ int main(int argc, char **argv)
         for (unsigned k = 0; k < sizeof types / sizeof *types; k++)
             for (unsigned at = rnd(16) ? 14 : start; at < 260; at += 2)
                 if (!qn_gso_plan_vnet(&plan, s.iov, s.n, size, types[k], rnd(64) ? 1 + rnd(3000) : rnd(70000), at, proto ? 16 : 6))
-                    vnet += (unsigned)run(&plan, &s, frame, size);
+                    vnet += (unsigned)run(&plan, &s, frame, size, 1);
 
         plan = (struct qn_gso_plan){
             .hdr_len = field(), .mss = rnd(16) ? (uint16_t)(1 + rnd(2000)) : field(), .ip_off = field(),
@@ -253,7 +253,7 @@ int main(int argc, char **argv)
             .l4_sum_from = field(), .l4_sum_at = field(), .l4_sum_end = rnd(2) ? 0 : field(),
             .pseudo_len = rnd(2) ? 0 : rnd(0xffffffff),
         };
-        free_plan += (unsigned)run(&plan, &s, frame, size);
+        free_plan += (unsigned)run(&plan, &s, frame, size, 0);
 
         CHECK(join(s.iov, s.n, after) == len && memcmp(after, frame, len) == 0);
         drop(&s);

@@ -65,6 +65,7 @@ class Gso(ctypes.Structure):
         ("left", ctypes.c_size_t),
         ("seg", ctypes.c_uint32),
         ("nseg", ctypes.c_uint32),
+        ("tcp_flags", ctypes.c_uint8),
     )
 
 
