@@ -53,6 +53,7 @@ setup(
             "cdivision": True,
             "initializedcheck": False,
             "embedsignature": True,
+            "auto_pickle": False,
         },
     ),
 )

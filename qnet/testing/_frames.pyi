@@ -1,10 +1,11 @@
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 TAKES: dict[str, int]
 
 def takes_mask(takes: str) -> int: ...
 
 class Burst:
-    def __init__(
-        self, frames: Sequence[bytes | Sequence[bytes]], offload: Mapping[str, int] | Sequence[Mapping[str, int] | None] | None
-    ) -> None: ...
+    def __new__(
+        cls, frames: Sequence[bytes | Sequence[bytes]], offload: Mapping[str, int] | Sequence[Mapping[str, int] | None] | None
+    ) -> Self: ...

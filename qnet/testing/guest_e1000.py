@@ -102,7 +102,7 @@ def parse(frame: bytes | bytearray) -> Headers:
 def pseudo_sum(frame: bytes | bytearray, h: Headers, length: int) -> int:
     """Sum of the TCP/UDP pseudo header, folded, not complemented; `length` 0 for segmentation (3.5.7)."""
     addresses = frame[h.ip + 12 : h.ip + 20] if h.ip_version == 4 else frame[h.ip + 8 : h.ip + 40]
-    total = sum(struct.unpack(f">{len(addresses) // 2}H", addresses)) + (6 if h.tcp else 17) + length
+    total: int = sum(struct.unpack(f">{len(addresses) // 2}H", addresses)) + (6 if h.tcp else 17) + length
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total
