@@ -17,6 +17,7 @@ MODULES: dict[str, list[str]] = {
     "qnet._host": [],
     "qnet._loop": [],
     "qnet.backends._hub": [],
+    "qnet.models._e1000": GSO,
     "qnet.testing._frames": [],
     "qnet.testing._nodes": [],
     "qnet.testing._port": [],
