@@ -101,6 +101,8 @@ cdef struct E1000State:
     TxBurst *burst
     uint8_t tx_busy
     # interrupts
+    int line                        # the level that the chip asks for
+    bint intx_off                   # PCI COMMAND: interrupt disable
     bint window                     # a mitigation window is open
     bint ide                        # a descriptor asked for delay since the last window
     Timer mit_timer

@@ -499,16 +499,22 @@ cdef inline void set_cause(E1000State *s, uint32_t causes) noexcept nogil:
 
 
 cdef void update_irq(E1000State *s) noexcept nogil:
-    """The level is (ICR & IMS) != 0 (I2); a rise within a mitigation window waits for its end (I3). The only caller of irq_set."""
+    """The level is (ICR & IMS) != 0 (I2); a rise within a mitigation window waits for its end (I3)."""
     cdef uint32_t pending = s.mac[ICR >> 2] & s.mac[IMS >> 2]
     if not pending:
-        irq_set(s.irq, 0)
-    elif not s.irq.level:
-        if not s.has & HAS_MIT:
-            irq_set(s.irq, 1)
-        elif not s.window:
+        s.line = 0
+    elif not s.line:
+        if s.has & HAS_MIT:
+            if s.window:
+                return
             open_window(s, pending)
-            irq_set(s.irq, 1)
+        s.line = 1
+    sync_irq(s)
+
+
+cdef inline void sync_irq(E1000State *s) noexcept nogil:
+    """The one place that moves the line: COMMAND's interrupt-disable bit keeps it down."""
+    irq_set(s.irq, s.line if not s.intx_off else 0)
 
 
 cdef inline uint32_t shorter(uint32_t a, uint32_t b) noexcept nogil:
@@ -1152,6 +1158,12 @@ cdef void transmit(E1000State *s) noexcept nogil:
     set_cause(s, causes)
 
 
+cdef inline void transmit_waiting(E1000State *s) noexcept nogil:
+    """Descriptors that were posted while the chip could not reach memory."""
+    if s.mac[TDH >> 2] != s.mac[TDT >> 2]:
+        transmit(s)
+
+
 # ---------------------------------------------------------------------------------------------------------------- receive
 
 cdef bint chip_can_receive(NetClientState *nc) noexcept nogil:
@@ -1529,12 +1541,15 @@ cdef class E1000Chip(NetClient):
         if self.nc.ctx.first != NULL:
             self.context.run_deferred()
 
-    def set_bus_master(self, bint on):
-        """The COMMAND register's bit: without it the chip reaches no memory. Setting it moves what waited (E4)."""
+    def set_command(self, bint bus_master, bint intx_disable):
+        """The COMMAND register: without bus master the chip reaches no memory; setting it moves what waited (E4)."""
         with nogil:
             context_enter(self.nc.ctx)
-            self.s.bus_master = on
-            if on:
+            self.s.bus_master = bus_master
+            self.s.intx_off = intx_disable
+            sync_irq(&self.s)
+            if bus_master:
+                transmit_waiting(&self.s)
                 net_flush(&self.nc)
             context_leave(self.nc.ctx)
         self.context.run_deferred()
@@ -1551,6 +1566,16 @@ cdef class E1000Chip(NetClient):
     def irq_level(self) -> int:
         """Level of the interrupt line, for VMMs that poll."""
         return self.s.irq.level
+
+    @property
+    def line_level(self) -> int:
+        """What the chip asks for, whether or not COMMAND lets it out (PCI STATUS bit 3)."""
+        return self.s.line
+
+    @property
+    def station_address(self) -> bytes:
+        """The address in RAL0/RAH0."""
+        return int(self.s.mac[RA >> 2]).to_bytes(4, "little") + int(self.s.mac[(RA >> 2) + 1] & 0xffff).to_bytes(2, "little")
 
     @property
     def accesses(self) -> tuple:
