@@ -1,6 +1,6 @@
 # The ground that every part of one network stands on: its lock, its run state, and what Python is owed once the lock is free.
 # Plain structs and inline functions; no .pyx.
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -29,9 +29,11 @@ cdef struct NetContext:
     Deferred *last
     uint64_t allocations                    # queue nodes ever allocated: must stand still while nothing queues
     uint64_t queued                         # packets in queues now
+    uint32_t storm                          # packets that came back into queues while they were drained, since the lock was taken
 
 cdef inline void context_enter(NetContext *ctx) noexcept nogil:
     pthread_mutex_lock(&ctx.lock)
+    ctx.storm = 0
 
 cdef inline void context_leave(NetContext *ctx) noexcept nogil:
     if ctx.dirty:
@@ -43,6 +45,7 @@ cdef inline void context_enter_gil(NetContext *ctx) noexcept:
     if pthread_mutex_trylock(&ctx.lock) != 0:
         with nogil:
             pthread_mutex_lock(&ctx.lock)
+    ctx.storm = 0
 
 cdef inline void context_defer(NetContext *ctx, Deferred *node) noexcept nogil:
     if node.queued:

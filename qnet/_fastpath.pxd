@@ -29,6 +29,7 @@ cdef enum:
     NET_MAX_HDR = 256            # headers must lie within this many bytes for checksum and segmentation in software
     NET_QUEUE_PACKETS = 10000    # default queue bounds (S7)
     NET_QUEUE_BYTES = 16777216
+    NET_STORM = 1048576          # packets that may come back into queues during one hold of the lock; then queues are dropped
 
 # Offload has the meaning of virtio_net_hdr (virtio 1.3, 5.1.6), in host byte order.
 cdef enum:
@@ -63,8 +64,8 @@ cdef enum:
     TAKE_UFO = 16
     TAKE_TSO6 = 32
     TAKE_USO = 64
-    TAKE_ECN = 256
-    TAKE_ALL = 0x177
+    TAKE_ECN = 0x20000
+    TAKE_ALL = 0x20077
 
 cdef enum DropReason:
     DROP_NO_PEER
@@ -124,10 +125,11 @@ cdef struct NetClientState:
     NetFilter *filters                  # front of the chain
     uint32_t takes                      # TAKE_*
     uint32_t max_frame                  # bytes; larger plain packets are dropped as oversize
-    uint32_t min_frame                  # bytes; shorter ones are padded with zeros (S28)
+    uint32_t min_frame                  # bytes, ETH_ZLEN at most; shorter ones are padded with zeros (S28)
     uint8_t link_down
     uint8_t flow_control                # as a sender: keeps what was not consumed
     uint8_t blocked                     # as a sender: was told "no room", waits for resume
+    uint8_t resuming                    # as a sender: its resume is running
     uint8_t delivering                  # as a receiver: its receive is running
     uint8_t receive_disabled            # as a receiver: consumed less than offered, has not flushed since (S22)
     uint8_t is_nic
@@ -193,3 +195,4 @@ cdef class Filter:
     cdef NetFilter filter
     cdef readonly NetClient client
     cdef object __weakref__
+    cdef void _fini(self) noexcept      # as NetClient's: every leaf calls it in its own __dealloc__

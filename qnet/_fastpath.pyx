@@ -52,6 +52,7 @@ cdef void net_client_init(NetClientState *nc, NetContext *ctx, const NetClientOp
 cdef void net_client_fini(NetClientState *nc) noexcept nogil:
     """Unlink everywhere and free the queue (S35: without callbacks)."""
     cdef QueuedPacket *q
+    nc.ops = &null_ops              # nobody resumes it
     net_unpair(nc)
     while nc.filters != NULL:
         net_filter_remove(nc.filters)
@@ -78,8 +79,8 @@ cdef void net_unpair(NetClientState *nc) noexcept nogil:
     peer.receive_disabled = False
     nc.receive_disabled = False
     # A sender waiting for room would wait for ever: without a peer its packets are dropped and counted, so let it go on.
-    if peer.ops.resume != NULL:
-        peer.ops.resume(peer)
+    resume(peer)
+    resume(nc)
 
 
 # ------------------------------------------------------------------------------------------------------------------ queue
@@ -177,9 +178,9 @@ cdef uint32_t hold(NetClientState *nc, NetClientState *to, const Packet *pkts, u
 
 cdef inline uint32_t needs_of(const Packet *p) noexcept nogil:
     """TAKE_* bits that a receiver must have to get this packet as it is."""
-    # Unknown types land on bits that nobody takes.
+    # Unknown types land on bits that nobody takes: 1 to 16 for the low four bits, 20 to 22 for the others; ECN on its own, 17.
     return ((p.off.flags & OFF_NEEDS_CSUM) | (<uint32_t>2 << (p.off.gso_type & 0xf)) | (<uint32_t>(p.off.gso_type & 0x70) << 16) |
-            (<uint32_t>(p.off.gso_type & GSO_ECN) << 1))
+            (<uint32_t>(p.off.gso_type & GSO_ECN) << 10))
 
 
 cdef inline bint net_room(NetClientState *to) noexcept nogil:
@@ -199,8 +200,8 @@ cdef inline uint32_t receive_burst(NetClientState *to, const Packet *pkts, uint3
         bytes += pkts[i].size
     to.stats.rx_packets += k
     to.stats.rx_bytes += bytes
-    # 2: it flushed from within its own receive, so it has room already and owes no other flush.
-    if k < n and to.delivering == 1:
+    # 2: it flushed from within its own receive, so it has room already and owes no other flush. Not believed if it took nothing.
+    if k < n and (to.delivering == 1 or k == 0):
         to.receive_disabled = True
     to.delivering = 0
     return k
@@ -212,37 +213,44 @@ cdef struct Scratch:
     uint8_t hdr[NET_BURST][NET_MAX_HDR]
     uint32_t n                      # packets in `out`
     uint32_t k                      # elements used in `iov`
+    NetClientState *sender
+    QueuedPacket *spill             # packets that found no room: copies, in order
+    QueuedPacket *spill_tail
+    QueuedPacket *copies            # packets of too many pieces, in one piece
 
 
-cdef bint scratch_flush(NetClientState *to, NetClientState *sender, Scratch *s, QueuedPacket **spill) noexcept nogil:
-    """Deliver what was repaired; what finds no room is copied to the end of `spill`. False: no room any more."""
+cdef void scratch_flush(NetClientState *to, Scratch *s) noexcept nogil:
+    """Deliver what was repaired; what finds no room is copied to the end of `spill`, and so is all that comes after it."""
     cdef uint32_t i
     cdef uint32_t k = 0
     cdef QueuedPacket *q
-    if s.n == 0:
-        return not to.receive_disabled
-    if not to.receive_disabled:
+    if s.n and not to.receive_disabled and s.spill == NULL:
         k = receive_burst(to, s.out, s.n)
     for i in range(k, s.n):
-        q = queue_copy(to, sender, &s.out[i])
+        q = queue_copy(to, s.sender, &s.out[i])
         if q == NULL:
             net_drop(to, &s.out[i], 1, False, DROP_QUEUE_FULL)
             continue
-        while spill[0] != NULL:
-            spill = &spill[0].next
-        spill[0] = q
+        if s.spill == NULL:
+            s.spill = q
+        else:
+            s.spill_tail.next = q
+        s.spill_tail = q
+    while s.copies != NULL:
+        q = s.copies
+        s.copies = q.next
+        free(q)
     s.n = 0
     s.k = 0
-    return not to.receive_disabled
 
 
-cdef inline void scratch_room(NetClientState *to, NetClientState *sender, Scratch *s, QueuedPacket **spill) noexcept nogil:
-    """Leave space for one more packet of NET_MAX_IOV elements and two more."""
-    if s.n == NET_BURST or s.k + NET_MAX_IOV + 2 > 5 * NET_MAX_IOV:
-        scratch_flush(to, sender, s, spill)
+cdef inline void scratch_room(NetClientState *to, Scratch *s) noexcept nogil:
+    """Leave space for one more packet of NET_MAX_IOV elements and one more."""
+    if s.n == NET_BURST or s.k + NET_MAX_IOV + 1 > 5 * NET_MAX_IOV:
+        scratch_flush(to, s)
 
 
-cdef void repair_gso(NetClientState *to, NetClientState *sender, const Packet *p, Scratch *s, QueuedPacket **spill) noexcept nogil:
+cdef void repair_gso(NetClientState *to, const Packet *p, Scratch *s) noexcept nogil:
     """Segment in software; each segment's checksums are right, so it is marked as verified."""
     cdef qn_gso_plan plan
     cdef qn_gso g
@@ -255,7 +263,7 @@ cdef void repair_gso(NetClientState *to, NetClientState *sender, const Packet *p
         net_drop(to, p, 1, False, DROP_BAD_OFFLOAD)
         return
     while True:
-        scratch_room(to, sender, s, spill)
+        scratch_room(to, s)
         used = qn_gso_next(&g, s.hdr[s.n], &s.iov[s.k], NET_MAX_IOV, &size)
         if used == -ENOSPC:         # one segment of more pieces than a packet may have
             net_drop(to, p, 1, False, DROP_BAD_OFFLOAD)
@@ -290,14 +298,22 @@ cdef inline bint repaired(NetClientState *to, Scratch *s, uint32_t cnt, uint32_t
     return True
 
 
-cdef void repair_one(NetClientState *to, NetClientState *sender, const Packet *p, Scratch *s, QueuedPacket **spill) noexcept nogil:
+cdef void repair_one(NetClientState *to, const Packet *p, Scratch *s) noexcept nogil:
     """Fill in the checksum and pad: the header is copied, the rest is referred to."""
     cdef uint16_t value
     cdef uint32_t end
     cdef uint32_t cnt
-    cdef uint8_t flags = p.off.flags
-    scratch_room(to, sender, s, spill)
-    if flags & OFF_NEEDS_CSUM and not to.takes & TAKE_CSUM:
+    cdef QueuedPacket *q
+    scratch_room(to, s)
+    if p.iovcnt > NET_MAX_IOV - 2:          # a header piece in front and padding behind would make too many
+        q = queue_copy(to, s.sender, p)
+        if q == NULL:
+            net_drop(to, p, 1, False, DROP_QUEUE_FULL)
+            return
+        q.next = s.copies
+        s.copies = q
+        p = &q.pkt
+    if p.off.flags & OFF_NEEDS_CSUM and not to.takes & TAKE_CSUM:
         end = <uint32_t>p.off.csum_start + p.off.csum_offset + 2
         if end > NET_MAX_HDR or qn_csum_partial_value(p.iov, p.iovcnt, p.size, p.off.csum_start, p.off.csum_offset, &value) < 0:
             net_drop(to, p, 1, False, DROP_BAD_OFFLOAD)
@@ -316,8 +332,8 @@ cdef void repair_one(NetClientState *to, NetClientState *sender, const Packet *p
 
 cdef uint32_t deliver_repaired(NetClientState *to, NetClientState *sender, const Packet *pkts, uint32_t n,
                                QueuedPacket **spill) noexcept nogil:
-    """Deliver a burst of which at least one packet is not for `to` as it is. Returns packets consumed; segments of a consumed
-    packet that found no room are in `spill`."""
+    """Deliver a burst of which at least one packet is not for `to` as it is. Returns packets consumed; those of them, or of their
+    segments, that found no room are copied to `spill`: fewer than 65536 and a burst."""
     cdef Scratch s
     cdef uint32_t i
     cdef uint32_t done = n
@@ -325,9 +341,12 @@ cdef uint32_t deliver_repaired(NetClientState *to, NetClientState *sender, const
     cdef const Packet *p
     s.n = 0
     s.k = 0
+    s.sender = sender
+    s.spill = NULL
+    s.copies = NULL
     for i in range(n):
         p = &pkts[i]
-        if to.receive_disabled:
+        if to.receive_disabled or s.spill != NULL:
             done = i
             break
         if p.size == 0:
@@ -337,15 +356,16 @@ cdef uint32_t deliver_repaired(NetClientState *to, NetClientState *sender, const
             net_drop(to, p, 1, False, DROP_OVERSIZE)
             continue
         needs = needs_of(p) & ~to.takes
-        if needs & ~<uint32_t>(TAKE_CSUM | TAKE_PLAIN):
-            repair_gso(to, sender, p, &s, spill)
+        if needs & ~<uint32_t>(TAKE_CSUM | TAKE_PLAIN) or (needs and p.off.gso_type):
+            repair_gso(to, p, &s)
         elif needs or p.size < to.min_frame:
-            repair_one(to, sender, p, &s, spill)
+            repair_one(to, p, &s)
         else:
-            scratch_room(to, sender, &s, spill)
+            scratch_room(to, &s)
             s.out[s.n] = p[0]
             s.n += 1
-    scratch_flush(to, sender, &s, spill)
+    scratch_flush(to, &s)
+    spill[0] = s.spill
     return done
 
 
@@ -373,18 +393,23 @@ cdef inline uint32_t deliver(NetClientState *to, NetClientState *sender, const P
 
 
 cdef void drain(NetClientState *to) noexcept nogil:
-    """Deliver the queue while there is room; asks before each burst (B25)."""
+    """Deliver the queue while there is room; asks before each burst (B25). Packets that come back without end, as between two hubs
+    joined twice, are dropped in the end: the lock must be free again some day."""
     cdef QueuedPacket *batch[NET_BURST]
     cdef Packet pkts[NET_BURST]
     cdef QueuedPacket *spill
     cdef uint32_t n
     cdef uint32_t k
     cdef uint32_t i
+    cdef uint32_t waiting = to.queue.count
     while to.queue.head != NULL and not to.delivering:
         if to.link_down:
             queue_drop_all(to, DROP_LINK_DOWN)
             break
         if not net_room(to):
+            break
+        if to.ctx.storm > NET_STORM:
+            queue_drop_all(to, DROP_QUEUE_FULL)
             break
         n = 0
         while n < NET_BURST and to.queue.head != NULL:
@@ -402,8 +427,11 @@ cdef void drain(NetClientState *to) noexcept nogil:
             free(batch[i])
         if spill != NULL:
             spill_back(to, spill)
-        if k < n:
-            break
+        if waiting > k:
+            waiting -= k
+        else:                       # these came during the loop
+            to.ctx.storm += k - waiting
+            waiting = 0
 
 
 cdef void queue_drop_all(NetClientState *to, int reason) noexcept nogil:
@@ -420,10 +448,18 @@ cdef void settle(NetClientState *to) noexcept nogil:
     if to.queue.head != NULL:
         drain(to)
     peer = to.peer
-    if peer != NULL and peer.blocked and to.queue.head == NULL and not to.delivering and net_room(to):
-        peer.blocked = False
-        if peer.ops.resume != NULL:
-            peer.ops.resume(peer)
+    # A sender that is blocked again while it resumes is resumed by the loop, not deeper: no recursion per packet.
+    while peer != NULL and peer.blocked and not peer.resuming and net_can_receive(to):
+        resume(peer)
+        peer = to.peer
+
+
+cdef inline void resume(NetClientState *nc) noexcept nogil:
+    nc.blocked = False
+    if nc.ops.resume != NULL and not nc.resuming:
+        nc.resuming = True
+        nc.ops.resume(nc)
+        nc.resuming = False
 
 
 # ------------------------------------------------------------------------------------------------------------------- send
@@ -481,6 +517,7 @@ cdef uint32_t net_loopback(NetClientState *nc, const Packet *pkts, uint32_t n) n
         nc.receive_disabled = False
     if k < n:
         net_drop(nc, pkts + k, n - k, False, DROP_NO_BUFFER)
+    settle(nc)                      # its peer may have sent meanwhile
     return n
 
 
@@ -490,10 +527,12 @@ cdef bint net_can_receive(NetClientState *nc) noexcept nogil:
 
 
 cdef bint net_can_send(NetClientState *nc) noexcept nogil:
-    """Would a packet of this client be taken now? True without a peer or link: it is dropped, which needs no room."""
-    if nc.peer == NULL or nc.link_down or nc.peer.link_down:
+    """Would a packet of this client be taken now? If not, it is resumed when it would. True without a peer or link: it is dropped,
+    which needs no room."""
+    if nc.peer == NULL or nc.link_down or nc.peer.link_down or net_can_receive(nc.peer):
         return True
-    return net_can_receive(nc.peer)
+    nc.blocked = True
+    return False
 
 
 cdef void net_flush(NetClientState *nc) noexcept nogil:
@@ -507,9 +546,8 @@ cdef void net_flush(NetClientState *nc) noexcept nogil:
     peer = nc.peer
     if peer == NULL or nc.queue.head != NULL or not net_room(nc):
         return
-    peer.blocked = False
-    if peer.ops.resume != NULL:
-        peer.ops.resume(peer)
+    resume(peer)
+    settle(nc)
 
 
 cdef uint32_t net_purge(NetClientState *queue_of, NetClientState *sender) noexcept nogil:
@@ -572,40 +610,52 @@ cdef void net_set_link(NetClientState *nc, bint up) noexcept nogil:
 cdef uint32_t run_filters(NetClientState *nc, NetClientState *to, Packet *pkts, uint32_t n, NetFilter *after) noexcept nogil:
     """The sender's filters front to back, then the receiver's back to front (S13), from the one behind `after` on."""
     cdef NetFilter *f
+    cdef NetFilter *next            # a filter may remove itself from within its receive
     if after == NULL or after.client == nc:
         f = nc.filters if after == NULL else after.next
         while f != NULL and n:
+            next = f.next
             if f.on and f.direction & FILTER_TX:
                 n = f.ops.receive(f, nc, pkts, n, True)
-            f = f.next
+            f = next
         f = to.filters
         while f != NULL and f.next != NULL:
             f = f.next
     else:
         f = after.prev
     while f != NULL and n:
+        next = f.prev
         if f.on and f.direction & FILTER_RX:
             n = f.ops.receive(f, nc, pkts, n, False)
-        f = f.prev
+        f = next
     return n
 
 
 cdef uint32_t send_filtered(NetClientState *nc, NetClientState *to, const Packet *pkts, uint32_t n) noexcept nogil:
     """As transmit, through the filters. A filter sees a packet once, so what it let pass is never handed back: it queues."""
     cdef Packet copy[NET_BURST]
+    cdef const Packet *p
     cdef uint32_t done = 0
-    cdef uint32_t m
     cdef uint32_t left
     while done < n:
         if nc.flow_control and not net_can_receive(to):
             nc.blocked = True
             return done
-        m = n - done if n - done < NET_BURST else NET_BURST
-        memcpy(copy, pkts + done, m * sizeof(Packet))
-        left = run_filters(nc, to, copy, m, NULL)
+        left = 0
+        while done < n and left < NET_BURST:
+            p = &pkts[done]
+            if p.size == 0:                                                         # no filter sees these
+                net_drop(to, p, 1, False, DROP_EMPTY)
+            elif p.size > NET_MAX_PACKET or p.iovcnt > NET_MAX_IOV:
+                net_drop(to, p, 1, False, DROP_OVERSIZE)
+            else:
+                copy[left] = p[0]
+                left += 1
+            done += 1
+        if left:
+            left = run_filters(nc, to, copy, left, NULL)
         if left:
             transmit(nc, to, copy, left, True)
-        done += m
     return done
 
 
@@ -867,6 +917,7 @@ cdef class NetClient:
             if self.nc.peer != NULL:
                 n = net_purge(self.nc.peer, &self.nc)
             context_leave(self.nc.ctx)
+        self.context.run_deferred()
         return n
 
     def stats(self) -> dict:
@@ -903,10 +954,13 @@ cdef class Filter:
         self.client = client
 
     def __dealloc__(self):
+        self._fini()
+
+    cdef void _fini(self) noexcept:
         if self.filter.client != NULL:
             context_enter_gil(&self.client.context.ctx)
             net_filter_remove(&self.filter)
-            pthread_mutex_unlock(&self.client.context.ctx.lock)
+            context_leave(&self.client.context.ctx)
 
     def insert(self, str queue="all", Filter before=None):
         """Start watching: `queue` is "all", "rx" or "tx" from the client's view (F2); in front of `before`, or last."""
