@@ -21,6 +21,7 @@ MODULES: dict[str, list[str]] = {
     "qnet.testing._frames": [],
     "qnet.testing._nodes": [],
     "qnet.testing._port": [],
+    "qnet.testing._probes": [],
 }
 
 CFLAGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unused-function", "-fvisibility=hidden"]

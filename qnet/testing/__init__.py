@@ -4,6 +4,7 @@ from qnet._fastpath import live
 from qnet.testing._frames import TAKES
 from qnet.testing._nodes import LoopBack, Sink, Source
 from qnet.testing._port import Port
+from qnet.testing._probes import DeviceProbe, FdProbe, Gate, PollProbe
 from qnet.testing.guest_e1000 import E1000Guest
 
-__all__ = ["TAKES", "E1000Guest", "LoopBack", "Port", "Sink", "Source", "live"]
+__all__ = ["TAKES", "DeviceProbe", "E1000Guest", "FdProbe", "Gate", "LoopBack", "PollProbe", "Port", "Sink", "Source", "live"]

@@ -129,12 +129,11 @@ cdef uint32_t port_receive(NetClientState *nc, const Packet *pkts, uint32_t n) n
         net_send(nc, pkts, k)
     elif k and s.reaction == SEND:
         port_push(s)
-    if k < n:
-        if s.reaction == FLUSH and s.capacity > 0:
-            s.room = s.capacity
-            net_flush(nc)
-        else:
-            s.owes_flush = True
+    if s.reaction == FLUSH and s.room == 0:
+        s.room = s.capacity
+        net_flush(nc)
+    elif k < n:
+        s.owes_flush = True
     s.receiving = False
     return k
 
