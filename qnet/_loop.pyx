@@ -18,6 +18,8 @@ from qnet._fastpath cimport Context
 import logging
 import threading
 
+from qnet.errors import check
+
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
         uint64_t u64
@@ -329,7 +331,7 @@ cdef class Loop(Context):
         self.loop.timerfd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
         self.loop.wakefd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         if self.loop.epfd < 0 or self.loop.timerfd < 0 or self.loop.wakefd < 0:
-            raise OSError(errno, "cannot create the event loop's file descriptors")
+            check(-errno, "cannot create the event loop's file descriptors")
         memset(&ev, 0, sizeof(ev))
         ev.events = LOOP_IN
         ev.data.u64 = TAG_TIMER
@@ -379,9 +381,7 @@ cdef class Loop(Context):
         with nogil:
             n = dispatch(&self.loop, 0)
         self.run_deferred()
-        if n < 0:
-            raise OSError(-n, "epoll_wait failed")
-        return n
+        return check(n, "epoll_wait")
 
     def run_until(self, int64_t t):
         """Virtual clock only: handle what is ready, then each timer due up to t (ns) at its own time, and stop at t."""
