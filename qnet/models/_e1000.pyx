@@ -10,9 +10,9 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset
 
 from qnet._context cimport context_enter, context_leave
-from qnet._eth cimport ETH_ALEN, ETH_FCS_LEN, ETH_ZLEN, be16, eth_is_broadcast, eth_is_multicast
+from qnet._eth cimport ETH_ALEN, ETH_FCS_LEN, ETH_ZLEN, be16, eth_is_broadcast
 from qnet._fastpath cimport (DROP_ADDRESS, DROP_DISABLED, DROP_DMA, DROP_EMPTY, DROP_MALFORMED, DROP_NO_BUFFER, DROP_OVERSIZE,
-                             GSO_ECN, GSO_TCPV4, GSO_TCPV6, NET_BURST, NET_MAX_HDR, NET_MAX_IOV, OFF_DATA_VALID, OFF_NEEDS_CSUM,
+                             GSO_ECN, GSO_TCPV4, GSO_TCPV6, NET_BURST, NET_MAX_HDR, NET_MAX_IOV, OFF_NEEDS_CSUM,
                              Context, NetClient, NetClientOps, NetClientState, Packet, net_drop, net_flush, net_loopback,
                              net_send)
 from qnet._host cimport GuestMemory, IrqLine, guest_map, guest_read, guest_write, irq_set

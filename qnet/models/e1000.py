@@ -113,7 +113,7 @@ class E1000(E1000Chip):
         self.set_command(bool(command & COMMAND_BUS_MASTER), bool(command & COMMAND_INTX_DISABLE))
 
     @property
-    def info_str(self) -> str:
+    def info_str(self) -> str:  # type: ignore[override]  # computed here, stored elsewhere
         """What `info network` shows: the model and the address the driver set (M12)."""
         return f"model={self.model},macaddr={':'.join(f'{b:02x}' for b in self.station_address)}"
 
@@ -124,7 +124,7 @@ class E1000(E1000Chip):
     @property
     def bars(self) -> list[tuple[int, str]]:
         """(size in bytes, "mem" or "io") of each BAR."""
-        return [tuple(bar) for bar in self.pci.bars]
+        return [(bar.size, bar.kind) for bar in self.pci.bars]
 
     @property
     def rom(self) -> bytes:
