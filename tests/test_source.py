@@ -156,7 +156,7 @@ BUDGETS = [
     Budget(r"setup\.py", 90),
 ]
 OVER: dict[str, tuple[int, str]] = {
-    "qnet/_fastpath.pyx": (1000, "the classes Python sees own the structs, and a cdef class lives where its pxd is"),
+    "qnet/_fastpath.pyx": (1100, "the classes Python sees own the structs, and a cdef class lives where its pxd is"),
     "qnet/models/_e1000.pyx": (1700, "one chip; what its halves share per packet is inline in one module"),
 }
 

@@ -14,6 +14,7 @@ from qnet._loop cimport (Loop, Poller, Watch, poller_add, poller_remove, poller_
 from qnet.testing._frames cimport Fifo, Frame, fifo_pop, fifo_put, frame_copy
 
 from qnet._fastpath import DROP_NAMES
+from qnet.errors import check
 
 # ------------------------------------------------------------------------------------------------------------------- Gate
 
@@ -183,8 +184,7 @@ cdef class FdProbe:
             context_enter(&loop.ctx)
             rc = watch_add(&self.s.watch, fd, events)
             context_leave(&loop.ctx)
-        if rc < 0:
-            raise OSError(-rc, "cannot watch")
+        check(rc, "cannot watch")
 
     def events(self, uint32_t events):
         """Wait for other events. OSError when the fd is not watched any more."""
@@ -193,8 +193,7 @@ cdef class FdProbe:
             context_enter(&self.loop.ctx)
             rc = watch_events(&self.s.watch, events)
             context_leave(&self.loop.ctx)
-        if rc < 0:
-            raise OSError(-rc, "cannot watch")
+        check(rc, "cannot watch")
 
     def kill(self, FdProbe victim not None):
         """At the next event, stop watching `victim`'s fd from within the callback."""
