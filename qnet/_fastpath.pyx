@@ -155,7 +155,8 @@ cdef uint32_t hold(NetClientState *nc, NetClientState *to, const Packet *pkts, u
     cdef uint32_t i
     cdef QueuedPacket *q
     if nc.flow_control and not queue:
-        nc.blocked = True
+        if n:
+            nc.blocked = True
         return 0
     for i in range(n):
         if pkts[i].size == 0:
@@ -380,18 +381,6 @@ cdef inline bint plain_for(NetClientState *to, const Packet *pkts, uint32_t n) n
     return not odd and not needs & ~to.takes
 
 
-cdef inline uint32_t deliver(NetClientState *to, NetClientState *sender, const Packet *pkts, uint32_t n) noexcept nogil:
-    """Deliver to a client that has room and is not being delivered to. Returns how many it consumed."""
-    cdef QueuedPacket *spill = NULL
-    cdef uint32_t k
-    if plain_for(to, pkts, n):
-        return receive_burst(to, pkts, n)
-    k = deliver_repaired(to, sender, pkts, n, &spill)
-    if spill != NULL:
-        spill_back(to, spill)
-    return k
-
-
 cdef void drain(NetClientState *to) noexcept nogil:
     """Deliver the queue while there is room; asks before each burst (B25). Packets that come back without end, as between two hubs
     joined twice, are dropped in the end: the lock must be free again some day."""
@@ -464,12 +453,39 @@ cdef inline void resume(NetClientState *nc) noexcept nogil:
 
 # ------------------------------------------------------------------------------------------------------------------- send
 
+cdef uint32_t keep_rest(NetClientState *nc, NetClientState *to, const Packet *pkts, uint32_t n, bint queue,
+                        QueuedPacket *spill) noexcept nogil:
+    """The rest of a burst, segments first, found no room: in front of what was sent from within that delivery."""
+    cdef QueuedPacket *head = to.queue.head
+    cdef QueuedPacket *tail = to.queue.tail
+    cdef QueuedPacket *next
+    cdef uint32_t k
+    to.queue.head = NULL
+    to.queue.tail = NULL
+    while spill != NULL:
+        next = spill.next
+        queue_append(to, spill)
+        spill = next
+    k = hold(nc, to, pkts, n, queue)
+    if head != NULL:
+        if to.queue.tail == NULL:
+            to.queue.head = head
+        else:
+            to.queue.tail.next = head
+        to.queue.tail = tail
+    return k
+
+
 cdef inline uint32_t transmit(NetClientState *nc, NetClientState *to, const Packet *pkts, uint32_t n, bint queue) noexcept nogil:
-    cdef uint32_t k = 0
+    cdef QueuedPacket *spill = NULL
+    cdef uint32_t k
     if not (to.delivering or to.queue.head != NULL) and net_room(to):
-        k = deliver(to, nc, pkts, n)
-        if k < n:
-            k += hold(nc, to, pkts + k, n - k, queue)
+        if plain_for(to, pkts, n):
+            k = receive_burst(to, pkts, n)
+        else:
+            k = deliver_repaired(to, nc, pkts, n, &spill)
+        if k < n or spill != NULL:
+            k += keep_rest(nc, to, pkts + k, n - k, queue, spill)
         if to.queue.head != NULL or nc.blocked:
             settle(to)
         return k

@@ -1,5 +1,6 @@
 from typing import Literal
 
+from qnet._fastpath import DROP_NAMES as DROP_NAMES
 from qnet._fastpath import Context, Filter, NetClient
 from qnet._host import GuestMemory, IrqLine
 from qnet._loop import Loop
