@@ -188,22 +188,28 @@ cdef inline bint net_room(NetClientState *to) noexcept nogil:
     return to.ctx.running and not to.receive_disabled and (to.ops.can_receive == NULL or to.ops.can_receive(to))
 
 
-cdef inline uint32_t receive_burst(NetClientState *to, const Packet *pkts, uint32_t n) noexcept nogil:
-    """Call the receiver once, guarded against recursion (S24), and count what it took."""
+cdef inline uint64_t bytes_of(const Packet *pkts, uint32_t n) noexcept nogil:
+    cdef uint64_t total = 0
     cdef uint32_t i
+    for i in range(n):
+        total += pkts[i].size
+    return total
+
+
+cdef inline uint32_t receive_burst(NetClientState *to, const Packet *pkts, uint32_t n, uint64_t nbytes) noexcept nogil:
+    """Call the receiver once, guarded against recursion (S24), and count what it took. nbytes: of the whole burst."""
     cdef uint32_t k
-    cdef uint64_t bytes = 0
     to.delivering = 1
     k = to.ops.receive(to, pkts, n)
-    if k > n:
+    if k >= n:
         k = n
-    for i in range(k):
-        bytes += pkts[i].size
+        to.stats.rx_bytes += nbytes
+    else:
+        to.stats.rx_bytes += bytes_of(pkts, k)
+        # 2: it flushed from within its own receive, so it has room already and owes no other flush. Not believed if it took nothing.
+        if to.delivering == 1 or k == 0:
+            to.receive_disabled = True
     to.stats.rx_packets += k
-    to.stats.rx_bytes += bytes
-    # 2: it flushed from within its own receive, so it has room already and owes no other flush. Not believed if it took nothing.
-    if k < n and (to.delivering == 1 or k == 0):
-        to.receive_disabled = True
     to.delivering = 0
     return k
 
@@ -226,7 +232,7 @@ cdef void scratch_flush(NetClientState *to, Scratch *s) noexcept nogil:
     cdef uint32_t k = 0
     cdef QueuedPacket *q
     if s.n and not to.receive_disabled and s.spill == NULL:
-        k = receive_burst(to, s.out, s.n)
+        k = receive_burst(to, s.out, s.n, bytes_of(s.out, s.n))
     for i in range(k, s.n):
         q = queue_copy(to, s.sender, &s.out[i])
         if q == NULL:
@@ -370,14 +376,25 @@ cdef uint32_t deliver_repaired(NetClientState *to, NetClientState *sender, const
     return done
 
 
-cdef inline bint plain_for(NetClientState *to, const Packet *pkts, uint32_t n) noexcept nogil:
-    """Can the whole burst go to `to` as it is?"""
+cdef inline bint plain_for(NetClientState *to, const Packet *pkts, uint32_t n, uint64_t *nbytes) noexcept nogil:
+    """Can the whole burst go to `to` as it is? The one pass over a burst: it adds up the sizes too."""
     cdef uint32_t i
     cdef uint32_t needs = 0
-    cdef bint odd = False
+    cdef uint32_t size
+    cdef uint32_t offloads = 0
+    cdef uint32_t least = to.min_frame if to.min_frame else 1
+    cdef uint32_t span = to.max_frame - least
+    cdef uint64_t total = 0
+    cdef bint odd = to.max_frame < least
     for i in range(n):
-        needs |= needs_of(&pkts[i])
-        odd |= (pkts[i].size - 1 >= to.max_frame) | (pkts[i].size < to.min_frame) | (pkts[i].iovcnt > NET_MAX_IOV)
+        size = pkts[i].size
+        total += size
+        offloads |= (pkts[i].off.flags & OFF_NEEDS_CSUM) | pkts[i].off.gso_type
+        odd |= (size - least > span) | (pkts[i].iovcnt > NET_MAX_IOV)
+    nbytes[0] = total
+    if offloads:
+        for i in range(n):
+            needs |= needs_of(&pkts[i])
     return not odd and not needs & ~to.takes
 
 
@@ -390,6 +407,7 @@ cdef void drain(NetClientState *to) noexcept nogil:
     cdef uint32_t n
     cdef uint32_t k
     cdef uint32_t i
+    cdef uint64_t nbytes
     cdef uint32_t waiting = to.queue.count
     while to.queue.head != NULL and not to.delivering:
         if to.link_down:
@@ -406,8 +424,8 @@ cdef void drain(NetClientState *to) noexcept nogil:
             pkts[n] = batch[n].pkt
             n += 1
         spill = NULL
-        if plain_for(to, pkts, n):
-            k = receive_burst(to, pkts, n)
+        if plain_for(to, pkts, n, &nbytes):
+            k = receive_burst(to, pkts, n, nbytes)
         else:
             k = deliver_repaired(to, batch[0].sender, pkts, n, &spill)
         for i in range(n, k, -1):
@@ -476,12 +494,14 @@ cdef uint32_t keep_rest(NetClientState *nc, NetClientState *to, const Packet *pk
     return k
 
 
-cdef inline uint32_t transmit(NetClientState *nc, NetClientState *to, const Packet *pkts, uint32_t n, bint queue) noexcept nogil:
+cdef inline uint32_t transmit(NetClientState *nc, NetClientState *to, const Packet *pkts, uint32_t n, bint queue,
+                              uint64_t *nbytes) noexcept nogil:
+    """To the peer or into its queue. nbytes: size of the burst where it was looked at, else left alone."""
     cdef QueuedPacket *spill = NULL
     cdef uint32_t k
     if not (to.delivering or to.queue.head != NULL) and net_room(to):
-        if plain_for(to, pkts, n):
-            k = receive_burst(to, pkts, n)
+        if plain_for(to, pkts, n, nbytes):
+            k = receive_burst(to, pkts, n, nbytes[0])
         else:
             k = deliver_repaired(to, nc, pkts, n, &spill)
         if k < n or spill != NULL:
@@ -495,9 +515,8 @@ cdef inline uint32_t transmit(NetClientState *nc, NetClientState *to, const Pack
 cdef uint32_t net_send(NetClientState *nc, const Packet *pkts, uint32_t n) noexcept nogil:
     """Send a burst to the peer. Returns how many packets are no longer the sender's business: always n without flow control."""
     cdef NetClientState *to = nc.peer
-    cdef uint32_t i
     cdef uint32_t k
-    cdef uint64_t bytes = 0
+    cdef uint64_t nbytes = 0
     if n == 0:
         return 0
     if to == NULL or nc.link_down or to.link_down:                              # S10, S19
@@ -507,22 +526,21 @@ cdef uint32_t net_send(NetClientState *nc, const Packet *pkts, uint32_t n) noexc
     if nc.filters != NULL or to.filters != NULL:
         k = send_filtered(nc, to, pkts, n)
     else:
-        k = transmit(nc, to, pkts, n, False)
-    for i in range(k):
-        bytes += pkts[i].size
+        k = transmit(nc, to, pkts, n, False, &nbytes)
     nc.stats.tx_packets += k
-    nc.stats.tx_bytes += bytes
+    nc.stats.tx_bytes += nbytes if nbytes and k == n else bytes_of(pkts, k)
     return k
 
 
 cdef uint32_t net_loopback(NetClientState *nc, const Packet *pkts, uint32_t n) noexcept nogil:
     """Receive what the client itself sent (S36): no filters, nothing queues; refused packets are dropped and counted."""
+    cdef uint64_t nbytes
     cdef QueuedPacket *spill = NULL
     cdef QueuedPacket *q
     cdef uint32_t k = 0
     if not nc.delivering and nc.queue.head == NULL and net_room(nc):
-        if plain_for(nc, pkts, n):
-            k = receive_burst(nc, pkts, n)
+        if plain_for(nc, pkts, n, &nbytes):
+            k = receive_burst(nc, pkts, n, nbytes)
         else:
             k = deliver_repaired(nc, nc, pkts, n, &spill)
             while spill != NULL:
@@ -649,6 +667,7 @@ cdef uint32_t run_filters(NetClientState *nc, NetClientState *to, Packet *pkts, 
 
 cdef uint32_t send_filtered(NetClientState *nc, NetClientState *to, const Packet *pkts, uint32_t n) noexcept nogil:
     """As transmit, through the filters. A filter sees a packet once, so what it let pass is never handed back: it queues."""
+    cdef uint64_t nbytes = 0
     cdef Packet copy[NET_BURST]
     cdef const Packet *p
     cdef uint32_t done = 0
@@ -671,12 +690,13 @@ cdef uint32_t send_filtered(NetClientState *nc, NetClientState *to, const Packet
         if left:
             left = run_filters(nc, to, copy, left, NULL)
         if left:
-            transmit(nc, to, copy, left, True)
+            transmit(nc, to, copy, left, True, &nbytes)
     return done
 
 
 cdef uint32_t net_pass_to_next(NetFilter *f, NetClientState *sender, const Packet *pkts, uint32_t n) noexcept nogil:
     """A filter lets go of packets it had consumed: on through the filters behind it, then to the peer (F5). At most NET_BURST."""
+    cdef uint64_t nbytes = 0
     cdef Packet copy[NET_BURST]
     cdef NetClientState *to = sender.peer
     cdef uint32_t left
@@ -688,7 +708,7 @@ cdef uint32_t net_pass_to_next(NetFilter *f, NetClientState *sender, const Packe
     memcpy(copy, pkts, n * sizeof(Packet))
     left = run_filters(sender, to, copy, n, f)
     if left:
-        transmit(sender, to, copy, left, True)
+        transmit(sender, to, copy, left, True, &nbytes)
     return n
 
 

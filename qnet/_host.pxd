@@ -22,6 +22,28 @@ cdef enum:
 
 # The one way from an address to bytes. NULL unless all of [gpa, gpa + n) lies in one mapped (and, to write, writable) region.
 cdef void *guest_map(GuestMem *m, uint64_t gpa, uint64_t n, bint write) noexcept nogil
+# guest_map for a device's inner loop: to read, and most likely in the region of the last access.
+cdef inline void *guest_peek(GuestMem *m, uint64_t gpa, uint64_t n) noexcept nogil:
+    cdef MemRegion *r
+    cdef uint64_t off
+    if m.last < m.count:
+        r = &m.regions[m.last]
+        off = gpa - r.gpa
+        if gpa >= r.gpa and off < r.size and n <= r.size - off and r.host != NULL:
+            return r.host + off
+    return guest_map(m, gpa, n, False)
+
+# The same to write.
+cdef inline void *guest_poke(GuestMem *m, uint64_t gpa, uint64_t n) noexcept nogil:
+    cdef MemRegion *r
+    cdef uint64_t off
+    if m.last < m.count:
+        r = &m.regions[m.last]
+        off = gpa - r.gpa
+        if gpa >= r.gpa and off < r.size and n <= r.size - off and r.host != NULL and not r.readonly and r.dirty == NULL:
+            return r.host + off
+    return guest_map(m, gpa, n, True)
+
 # The same for accesses that cross regions or go through callables. False: nothing, or only a part, was transferred.
 cdef bint guest_read(GuestMem *m, uint64_t gpa, void *buf, size_t n) noexcept nogil
 cdef bint guest_write(GuestMem *m, uint64_t gpa, const void *buf, size_t n) noexcept nogil

@@ -4,7 +4,7 @@ Written from the Intel 8254x software developer's manual (sections in brackets) 
 Y, L of the project's notes). Interrupts and rings are in _e1000_rings.pyx; models/e1000.py is the PCI function around it all.
 """
 cimport cython
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 

@@ -59,7 +59,15 @@ cdef struct TxPacket:               # the packet being gathered
     bint legacy_csum
     uint16_t vlan_tci
 
+cdef struct TxCounts:               # not yet in the statistics registers
+    uint64_t nbytes
+    uint32_t frames
+    uint32_t sizes[6]
+    uint32_t multicast
+    uint32_t broadcast
+
 cdef struct TxBurst:
+    TxCounts counts
     Packet pkts[NET_BURST]
     iovec iov[TX_IOV]
     uint8_t hdr[NET_BURST][NET_MAX_HDR + 8]

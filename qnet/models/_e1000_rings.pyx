@@ -10,7 +10,7 @@ from qnet._eth cimport ETH_ALEN, ETH_FCS_LEN, be16, eth_is_broadcast
 from qnet._fastpath cimport (DROP_ADDRESS, DROP_DISABLED, DROP_DMA, DROP_EMPTY, DROP_MALFORMED, DROP_NO_BUFFER, DROP_OVERSIZE,
                              GSO_ECN, GSO_TCPV4, GSO_TCPV6, NET_BURST, NET_MAX_HDR, NET_MAX_IOV, OFF_NEEDS_CSUM,
                              NetClientState, Packet, net_drop, net_loopback, net_send)
-from qnet._host cimport guest_map, guest_read, guest_write, irq_set
+from qnet._host cimport guest_map, guest_peek, guest_poke, guest_read, guest_write, irq_set
 from qnet._iov cimport iov_gather, iovec
 from qnet._loop cimport loop_now, timer_set
 from qnet.models._e1000_regs cimport *
@@ -164,7 +164,7 @@ cdef void tx_flush(E1000State *s) noexcept nogil:
     cdef uint32_t head
     cdef uint64_t at
     cdef uint8_t status
-    cdef uint8_t *p
+    cdef uint8_t *base
     if b.n:
         if loops_back(s):
             net_loopback(s.nc, b.pkts, b.n)
@@ -176,17 +176,18 @@ cdef void tx_flush(E1000State *s) noexcept nogil:
         b.iov[1] = frags(s)[0]
     b.n = 0
     b.k = 0
+    count_flush(s)
     ring = s.mac[TDLEN >> 2] >> 4
     head = b.first
+    at = desc_at(s, TDBAL, 0)
+    base = <uint8_t *>guest_poke(s.mem, at, <uint64_t>ring * 16) if ring else NULL
     for i in range(b.ndesc):
         if b.back[i]:
-            status = <uint8_t>b.back[i]
-            at = desc_at(s, TDBAL, head) + 12
-            p = <uint8_t *>guest_map(s.mem, at, 1, True)
-            if p != NULL:
-                qn_store_release8(p, status)
+            if base != NULL and head < ring:
+                qn_store_release8(base + 16 * head + 12, <uint8_t>b.back[i])
             else:
-                guest_write(s.mem, at, &status, 1)
+                status = <uint8_t>b.back[i]
+                guest_write(s.mem, at + 16 * <uint64_t>head + 12, &status, 1)
         head += 1
         if head >= ring:
             head = 0
@@ -204,7 +205,7 @@ cdef void tx_add(E1000State *s, uint64_t addr, uint32_t n) noexcept nogil:
         n = room
     if n == 0:
         return
-    p = guest_map(s.mem, addr, n, False)
+    p = guest_peek(s.mem, addr, n)
     if p == NULL or s.pkt.nfrag == NET_MAX_IOV - 2:
         if s.burst.buf_used:
             tx_flush(s)
@@ -224,15 +225,33 @@ cdef void tx_add(E1000State *s, uint64_t addr, uint32_t n) noexcept nogil:
     s.pkt.size += n
 
 
-cdef inline void count_tx(E1000State *s, uint32_t size, uint32_t frames, uint8_t *dst) noexcept nogil:
-    """T13: sizes count the FCS."""
-    count32(s, TPT, frames)
-    count32(s, GPTC, frames)
-    count64(s, TOTL, <uint64_t>(size + ETH_FCS_LEN) * frames)
-    count64(s, GOTCL, <uint64_t>(size + ETH_FCS_LEN) * frames)
-    count32(s, PTC64 + 4 * size_class(size + ETH_FCS_LEN), frames)
+cdef inline void count_tx(E1000State *s, uint32_t size, uint32_t frames, const uint8_t *dst) noexcept nogil:
+    """T13: sizes count the FCS. The registers are brought up to date when the burst is flushed."""
+    cdef TxCounts *c = &s.burst.counts
+    c.frames += frames
+    c.nbytes += <uint64_t>(size + ETH_FCS_LEN) * frames
+    c.sizes[size_class(size + ETH_FCS_LEN)] += frames
     if dst[0] & 1:
-        count32(s, BPTC if eth_is_broadcast(dst) else MPTC, frames)
+        if eth_is_broadcast(dst):
+            c.broadcast += frames
+        else:
+            c.multicast += frames
+
+
+cdef void count_flush(E1000State *s) noexcept nogil:
+    cdef TxCounts *c = &s.burst.counts
+    cdef uint32_t i
+    if not c.frames:
+        return
+    count32(s, TPT, c.frames)
+    count32(s, GPTC, c.frames)
+    count64(s, TOTL, c.nbytes)
+    count64(s, GOTCL, c.nbytes)
+    for i in range(6):
+        count32(s, PTC64 + 4 * i, c.sizes[i])
+    count32(s, MPTC, c.multicast)
+    count32(s, BPTC, c.broadcast)
+    memset(c, 0, sizeof(c[0]))
 
 
 cdef inline void tx_push(E1000State *s, iovec *iov, uint32_t cnt, uint32_t size) noexcept nogil:
@@ -574,14 +593,15 @@ cdef void transmit(E1000State *s) noexcept nogil:
     cdef uint32_t ahead
     cdef uint64_t desc[2]
     cdef uint64_t ring_at
+    cdef uint32_t size
     cdef uint8_t *base
     cdef uint8_t *p
-    cdef void *q
+    cdef uint8_t *frame
     if not s.mac[TCTL >> 2] & TCTL_EN or s.tx_busy or not s.bus_master:
         return
     s.tx_busy = True
     ring_at = desc_at(s, TDBAL, 0)
-    base = <uint8_t *>guest_map(s.mem, ring_at, <uint64_t>ring * 16, False) if ring else NULL
+    base = <uint8_t *>guest_peek(s.mem, ring_at, <uint64_t>ring * 16) if ring else NULL
     b.n = b.k = b.ndesc = 0
     b.first = head
     b.buf_used = False
@@ -591,11 +611,9 @@ cdef void transmit(E1000State *s) noexcept nogil:
     while head != tail:
         if base != NULL and head < ring:
             p = base + 16 * head
-            ahead = head + 12
+            ahead = head + 16
             if ahead < ring:
-                q = guest_map(s.mem, qn_load_le64(base + 16 * ahead), 1, False)
-                if q != NULL:
-                    qn_prefetch(q)
+                qn_prefetch(guest_peek(s.mem, qn_load_le64(base + 16 * ahead), 1))
             desc[0] = qn_load_le64(p)
             desc[1] = qn_load_le64(p + 8)
         elif guest_read(s.mem, ring_at + 16 * <uint64_t>head, desc, 16):
@@ -613,7 +631,18 @@ cdef void transmit(E1000State *s) noexcept nogil:
             causes |= ICR_TXDW
         else:
             b.back[b.ndesc] = 0
-        tx_descriptor(s, desc[0], desc[1])
+        # most packets: one legacy descriptor that asks for nothing
+        frame = NULL
+        size = <uint32_t>desc[1] & 0xffff
+        if desc[1] & (<uint64_t>TXD_DEXT | TXD_EOP | TXD_IC | TXD_VLE | TXD_IDE) == TXD_EOP and not s.pkt.descs and size >= ETH_ALEN:
+            frame = <uint8_t *>guest_peek(s.mem, desc[0], size)
+        if frame != NULL:
+            b.iov[b.k].iov_base = frame
+            b.iov[b.k].iov_len = size
+            tx_push(s, &b.iov[b.k], 1, size)
+            count_tx(s, size, 1, frame)
+        else:
+            tx_descriptor(s, desc[0], desc[1])
         b.ndesc += 1
         head += 1
         if head >= ring:
@@ -675,8 +704,9 @@ cdef inline bint address_passes(E1000State *s, const uint8_t *h) noexcept nogil:
 
 
 cdef struct RxFrame:
-    iovec iov[NET_MAX_IOV + 2]
+    const iovec *iov
     uint32_t cnt
+    iovec own[NET_MAX_IOV + 2]      # elements of a frame that lost its tag
     uint32_t size                   # bytes to store
     uint32_t total                  # bytes to report: with FCS unless SECRC
     uint16_t special
@@ -690,15 +720,16 @@ cdef inline void strip_tag(RxFrame *f, const Packet *p, const uint8_t *h) noexce
     cdef size_t skip = 16
     f.special = be16(h + 14)
     f.status |= RXD_VP
-    f.iov[0].iov_base = <void *>h                   # the addresses
-    f.iov[0].iov_len = 12
+    f.iov = f.own
+    f.own[0].iov_base = <void *>h                   # the addresses
+    f.own[0].iov_len = 12
     f.cnt = 1
     for i in range(p.iovcnt):
         if skip >= p.iov[i].iov_len:
             skip -= p.iov[i].iov_len
             continue
-        f.iov[f.cnt].iov_base = <uint8_t *>p.iov[i].iov_base + skip
-        f.iov[f.cnt].iov_len = p.iov[i].iov_len - skip
+        f.own[f.cnt].iov_base = <uint8_t *>p.iov[i].iov_base + skip
+        f.own[f.cnt].iov_len = p.iov[i].iov_len - skip
         f.cnt += 1
         skip = 0
     f.size -= 4
@@ -734,7 +765,7 @@ cdef struct RxRing:
 
 cdef inline bint store(E1000State *s, uint64_t addr, const RxFrame *f, uint32_t off, uint32_t n) noexcept nogil:
     """Bytes [off, off + n) of the frame into guest memory."""
-    cdef uint8_t *to = <uint8_t *>guest_map(s.mem, addr, n, True)
+    cdef uint8_t *to = <uint8_t *>guest_poke(s.mem, addr, n)
     cdef uint32_t i
     cdef size_t skip = off
     cdef size_t k
@@ -773,6 +804,21 @@ cdef inline void desc_store(E1000State *s, RxRing *r, uint32_t length, uint32_t 
         qn_store_le64(&word, word)
         if guest_write(s.mem, r.at + 16 * <uint64_t>r.head + 8, &word, 8):
             guest_write(s.mem, r.at + 16 * <uint64_t>r.head + 12, &done, 1)
+
+
+cdef inline bint rx_single(E1000State *s, RxRing *r, const RxFrame *f) noexcept nogil:
+    """A frame that fits one buffer of a ring that is mapped in one piece. False: the buffer is not memory."""
+    cdef uint8_t *p = r.base + 16 * r.head
+    cdef uint64_t addr = qn_load_le64(p)
+    cdef bint ok
+    if not addr:
+        return rx_frame(s, r, f)
+    ok = store(s, addr, f, 0, f.size)
+    desc_store(s, r, f.total, f.special, f.status | RXD_EOP, f.errors)
+    r.head += 1
+    if r.head == r.len:
+        r.head = 0
+    return ok
 
 
 cdef bint rx_frame(E1000State *s, RxRing *r, const RxFrame *f) noexcept nogil:
@@ -826,8 +872,11 @@ cdef uint32_t chip_receive(NetClientState *nc, const Packet *pkts, uint32_t n) n
     cdef uint8_t prefix[18]
     cdef const uint8_t *h
     cdef const Packet *p
+    cdef uint32_t sizes[6]
+    cdef bint ok
     cdef RxRing r
     cdef RxFrame f
+    memset(sizes, 0, sizeof(sizes))
     if not rctl & RCTL_EN or not s.mac[STATUS >> 2] & STATUS_LU:
         net_drop(nc, pkts, n, False, DROP_DISABLED)
         return n
@@ -835,7 +884,7 @@ cdef uint32_t chip_receive(NetClientState *nc, const Packet *pkts, uint32_t n) n
     r.head = s.mac[RDH >> 2]
     r.tail = s.mac[RDT >> 2]
     r.at = desc_at(s, RDBAL, 0)
-    r.base = <uint8_t *>guest_map(s.mem, r.at, <uint64_t>r.len * 16, True) if r.len else NULL
+    r.base = <uint8_t *>guest_poke(s.mem, r.at, <uint64_t>r.len * 16) if r.len else NULL
     while i < n:
         p = &pkts[i]
         h = <const uint8_t *>p.iov[0].iov_base
@@ -860,17 +909,21 @@ cdef uint32_t chip_receive(NetClientState *nc, const Packet *pkts, uint32_t n) n
         if s.mac[CTRL >> 2] & CTRL_VME and be16(h + 12) == s.mac[VET >> 2]:
             strip_tag(&f, p, h)
         else:
-            memcpy(f.iov, p.iov, p.iovcnt * sizeof(iovec))
+            f.iov = p.iov
             f.cnt = p.iovcnt
         f.total = f.size + fcs
-        wanted = (f.total + s.rx_bufsize - 1) // s.rx_bufsize
-        free_descs = r.tail - r.head if r.tail >= r.head else r.tail + r.len - r.head
         if r.head == r.tail:
             break                                           # no room now: the driver's RDT write flushes (RX14)
-        if wanted > free_descs and r.head < r.len and wanted < r.len:
-            break
         check_sums(s, &f, p)
-        if (wanted > free_descs and wanted >= r.len and r.len) or not rx_frame(s, &r, &f):
+        if f.total <= s.rx_bufsize and r.base != NULL and r.head < r.len:
+            ok = rx_single(s, &r, &f)                       # most frames: one buffer
+        else:
+            wanted = (f.total + s.rx_bufsize - 1) // s.rx_bufsize
+            free_descs = r.tail - r.head if r.tail >= r.head else r.tail + r.len - r.head
+            if wanted > free_descs and r.head < r.len and wanted < r.len:
+                break
+            ok = not (wanted > free_descs and wanted >= r.len and r.len) and rx_frame(s, &r, &f)
+        if not ok:
             count32(s, RNBC, 1)
             count32(s, MPC, 1)
             causes |= ICR_RXO
@@ -878,13 +931,15 @@ cdef uint32_t chip_receive(NetClientState *nc, const Packet *pkts, uint32_t n) n
         else:
             frames += 1
             nbytes += f.size + ETH_FCS_LEN
-            count32(s, PRC64 + 4 * size_class(f.size + fcs), 1)
+            sizes[size_class(f.size + fcs)] += 1
             if h[0] & 1:
                 count32(s, BPRC if eth_is_broadcast(h) else MPRC, 1)
-            causes |= ICR_RXT0
         i += 1
     s.mac[RDH >> 2] = r.head
     if frames:
+        causes |= ICR_RXT0
+        for wanted in range(6):
+            count32(s, PRC64 + 4 * wanted, sizes[wanted])
         count32(s, TPR, frames)
         count32(s, GPRC, frames)
         count64(s, TORL, nbytes)
