@@ -47,7 +47,7 @@ FLOORS = [
 # Modules that are one thing in several files.
 GROUPS = [
     r"qnet\.testing(\..*)?",
-    r"qnet\.models\._e1000(_regs)?",
+    r"qnet\.models\._e1000(_regs|_rings)?",
 ]
 
 
