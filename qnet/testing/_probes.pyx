@@ -6,8 +6,8 @@ from libc.string cimport memset
 from posix.unistd cimport read as posix_read
 
 from qnet._context cimport context_enter, context_leave
-from qnet._fastpath cimport (DROP_REASONS, FILTER_RX, FILTER_TX, Context, Filter, NetClient, NetClientState, NetFilter, NetFilterOps, Packet,
-                             net_filter_remove, net_pass_to_next)
+from qnet._fastpath cimport (DROP_REASONS, FILTER_RX, FILTER_TX, Context, Filter, NetClient, NetClientState, NetFilter, NetFilterOps,
+                             Packet, net_filter_remove, net_pass_to_next)
 from qnet._host cimport GuestMemory, IrqLine, guest_map, guest_read, guest_write, irq_set
 from qnet._loop cimport (Loop, Poller, Watch, poller_add, poller_remove, poller_touch, watch_add, watch_events, watch_init,
                          watch_remove)
@@ -253,10 +253,10 @@ cdef class PollProbe:
 
     def touch(self, uint32_t times=1):
         """Touch it `times` times under one hold of the lock."""
-        cdef uint32_t i
+        cdef uint32_t _i
         with nogil:
             context_enter(&self.loop.ctx)
-            for i in range(times):
+            for _i in range(times):
                 poller_touch(&self.s.poller)
             context_leave(&self.loop.ctx)
 

@@ -124,7 +124,7 @@ def test_s36_loopback_never_queues(link):
 
 def test_s36_what_the_peer_sends_during_a_loopback_is_not_forgotten(link):
     """a loops a frame back, sends its backlog from within that receive, and b echoes it: it waits for a's receive to end."""
-    a, b = link(a={"reaction": "send"}, b={"reaction": "echo"})
+    a, _ = link(a={"reaction": "send"}, b={"reaction": "echo"})
     a.post([frame(1)])
     a.loopback([frame(0)])
     assert a.recv() == [frame(0), frame(1)]
