@@ -10,7 +10,7 @@ from qnet._eth cimport ETH_ALEN, ETH_FCS_LEN, be16, eth_is_broadcast
 from qnet._fastpath cimport (DROP_ADDRESS, DROP_DISABLED, DROP_DMA, DROP_EMPTY, DROP_MALFORMED, DROP_NO_BUFFER, DROP_OVERSIZE,
                              GSO_ECN, GSO_TCPV4, GSO_TCPV6, NET_BURST, NET_MAX_HDR, NET_MAX_IOV, OFF_NEEDS_CSUM,
                              NetClientState, Packet, net_drop, net_loopback, net_send)
-from qnet._host cimport guest_peek, guest_poke, guest_read, guest_write, irq_set
+from qnet._host cimport MemRegion, guest_peek, guest_poke, guest_read, guest_write, irq_set
 from qnet._iov cimport iov_gather, iovec
 from qnet._loop cimport loop_now, timer_set
 from qnet.models._e1000_regs cimport *
@@ -225,9 +225,8 @@ cdef void tx_add(E1000State *s, uint64_t addr, uint32_t n) noexcept nogil:
     s.pkt.size += n
 
 
-cdef inline void count_tx(E1000State *s, uint32_t size, uint32_t frames, const uint8_t *dst) noexcept nogil:
+cdef inline void count_tx(TxCounts *c, uint32_t size, uint32_t frames, const uint8_t *dst) noexcept nogil:
     """T13: sizes count the FCS. The registers are brought up to date when the burst is flushed."""
-    cdef TxCounts *c = &s.burst.counts
     c.frames += frames
     c.nbytes += <uint64_t>(size + ETH_FCS_LEN) * frames
     c.sizes[size_class(size + ETH_FCS_LEN)] += frames
@@ -236,6 +235,16 @@ cdef inline void count_tx(E1000State *s, uint32_t size, uint32_t frames, const u
             c.broadcast += frames
         else:
             c.multicast += frames
+
+
+cdef inline void add_counts(TxCounts *to, const TxCounts *c) noexcept nogil:
+    cdef uint32_t i
+    to.frames += c.frames
+    to.nbytes += c.nbytes
+    to.multicast += c.multicast
+    to.broadcast += c.broadcast
+    for i in range(6):
+        to.sizes[i] += c.sizes[i]
 
 
 cdef void count_flush(E1000State *s) noexcept nogil:
@@ -320,11 +329,11 @@ cdef void tx_complete(E1000State *s) noexcept nogil:
         tx_edit(s)
     else:
         if k.size >= ETH_ALEN and f.iov_len >= ETH_ALEN:
-            count_tx(s, k.size, 1, <uint8_t *>f.iov_base)
+            count_tx(&s.burst.counts, k.size, 1, <uint8_t *>f.iov_base)
         else:
             memset(first, 0, sizeof(first))
             iov_gather(f, k.nfrag, 0, first, sizeof(first))
-            count_tx(s, k.size, 1, first)
+            count_tx(&s.burst.counts, k.size, 1, first)
         tx_push(s, f, k.nfrag, k.size)
     memset(k, 0, sizeof(k[0]))
 
@@ -377,7 +386,7 @@ cdef void tx_edit(E1000State *s) noexcept nogil:
         css += 4
         cso += 4
     if size >= ETH_ALEN:
-        count_tx(s, size, 1, hdr)
+        count_tx(&s.burst.counts, size, 1, hdr)
     tx_push(s, f, k.nfrag + 1, size)
     if defer:
         b.pkts[b.n - 1].off.flags = OFF_NEEDS_CSUM
@@ -453,9 +462,9 @@ cdef void tx_tso(E1000State *s) noexcept nogil:
         hlen += 4
         l4 += 4
     if nseg > 1:
-        count_tx(s, hlen + c.mss, nseg - 1, hdr)
+        count_tx(&s.burst.counts, hlen + c.mss, nseg - 1, hdr)
         count32(s, TSCTC, 1)
-    count_tx(s, hlen + payload - (nseg - 1) * c.mss, 1, hdr)
+    count_tx(&s.burst.counts, hlen + payload - (nseg - 1) * c.mss, 1, hdr)
     tx_push(s, f, k.nfrag + 1, size)
     p = &b.pkts[b.n - 1]
     p.off.flags = OFF_NEEDS_CSUM
@@ -519,7 +528,7 @@ cdef void tx_cut(E1000State *s, iovec *f) noexcept nogil:
             b.iov[b.k].iov_len = insert_tag(s, b.hdr[b.n], <uint32_t>b.iov[b.k].iov_len)
             if s.pkt.vlan:
                 size += 4
-            count_tx(s, <uint32_t>size, 1, b.hdr[b.n])
+            count_tx(&s.burst.counts, <uint32_t>size, 1, b.hdr[b.n])
             tx_push(s, &b.iov[b.k], <uint32_t>used, <uint32_t>size)
             frames += 1
             continue
@@ -582,75 +591,148 @@ cdef inline void tx_descriptor(E1000State *s, uint64_t d0, uint64_t d1) noexcept
     tx_complete(s)
 
 
+cdef struct TxRing:
+    uint64_t at                     # guest address
+    uint8_t *base                   # NULL: not mapped in one piece
+    uint32_t len
+    uint32_t start
+    uint32_t head
+    uint32_t tail
+    bint ended                      # the head came back to where it began, or began outside (T2)
+
+
+cdef inline void tx_advance(TxRing *r) noexcept nogil:
+    r.head += 1
+    if r.head >= r.len:
+        r.head = 0
+    r.ended = r.head == r.start or r.start >= r.len
+
+
+cdef bint tx_simple_run(E1000State *s, TxRing *r) noexcept nogil:
+    """Most packets are one legacy descriptor that asks for nothing but a write-back. Gather a run of them with everything in
+    registers; True if any wants a write-back."""
+    cdef TxBurst *b = s.burst
+    cdef TxCounts c
+    cdef MemRegion *m
+    cdef uint8_t *base = r.base
+    cdef uint8_t *host
+    cdef uint8_t *frame
+    cdef uint64_t d0
+    cdef uint64_t d1
+    cdef uint64_t ahead
+    cdef uint64_t gpa
+    cdef uint64_t span
+    cdef uint32_t head = r.head
+    cdef uint32_t size
+    cdef uint32_t n = b.n
+    cdef uint32_t k = b.k
+    cdef uint32_t nd = b.ndesc
+    cdef bint reports = False
+    cdef Packet *p
+    if s.mem.last >= s.mem.count:
+        return False
+    m = &s.mem.regions[s.mem.last]
+    host = m.host
+    gpa = m.gpa
+    span = m.size
+    if host == NULL:
+        return False
+    memset(&c, 0, sizeof(c))
+    while head < r.len and n < NET_BURST and nd < TX_DESCS and k + NET_MAX_IOV + 2 <= TX_IOV:
+        d1 = qn_load_le64(base + 16 * head + 8)
+        size = <uint32_t>d1 & 0xffff
+        if d1 & (<uint64_t>TXD_DEXT | TXD_EOP | TXD_IC | TXD_VLE | TXD_IDE) != TXD_EOP or size < ETH_ALEN:
+            break
+        d0 = qn_load_le64(base + 16 * head) - gpa
+        if d0 >= span or size > span - d0:
+            break
+        frame = host + d0
+        if head + 16 < r.len:
+            ahead = qn_load_le64(base + 16 * (head + 16)) - gpa
+            if ahead < span:
+                qn_prefetch(host + ahead)
+        b.back[nd] = 0
+        if d1 & (<uint64_t>TXD_RS | TXD_RPS):
+            b.back[nd] = write_back(d1)
+            reports = True
+        nd += 1
+        b.iov[k].iov_base = frame
+        b.iov[k].iov_len = size
+        p = &b.pkts[n]
+        p.iov = &b.iov[k]
+        p.iovcnt = 1
+        p.size = size
+        memset(&p.off, 0, sizeof(p.off))
+        k += 1
+        n += 1
+        count_tx(&c, size, 1, frame)
+        head += 1
+        if head >= r.len:
+            head = 0
+        if head == r.start:
+            r.ended = True
+            break
+        if head == r.tail:
+            break
+    add_counts(&b.counts, &c)
+    b.n = n
+    b.k = k
+    b.ndesc = nd
+    r.head = head
+    return reports
+
+
+cdef inline uint16_t write_back(uint64_t d1) noexcept nogil:
+    """The status byte of a descriptor that is done, marked as wanted (T12)."""
+    return <uint16_t>(0x100 | ((d1 >> 32) & 0xff & ~<uint64_t>(TXD_STAT_EC | TXD_STAT_LC | TXD_STAT_TU)) | TXD_STAT_DD)
+
+
 cdef void transmit(E1000State *s) noexcept nogil:
     """Send from TDH to TDT (3.4, T1): the whole ring at most, so that a head or tail outside it ends (T2)."""
     cdef TxBurst *b = s.burst
-    cdef uint32_t ring = s.mac[TDLEN >> 2] >> 4
-    cdef uint32_t start = s.mac[TDH >> 2]
-    cdef uint32_t tail = s.mac[TDT >> 2]
-    cdef uint32_t head = start
+    cdef TxRing r
     cdef uint32_t causes = ICR_TXQE
-    cdef uint32_t ahead
     cdef uint64_t desc[2]
-    cdef uint64_t ring_at
-    cdef uint32_t size
-    cdef uint8_t *base
-    cdef uint8_t *p
-    cdef uint8_t *frame
     if not s.mac[TCTL >> 2] & TCTL_EN or s.tx_busy or not s.bus_master:
         return
     s.tx_busy = True
-    ring_at = desc_at(s, TDBAL, 0)
-    base = <uint8_t *>guest_peek(s.mem, ring_at, <uint64_t>ring * 16) if ring else NULL
+    r.at = desc_at(s, TDBAL, 0)
+    r.len = s.mac[TDLEN >> 2] >> 4
+    r.start = r.head = s.mac[TDH >> 2]
+    r.tail = s.mac[TDT >> 2]
+    r.ended = False
+    r.base = <uint8_t *>guest_peek(s.mem, r.at, <uint64_t>r.len * 16) if r.len else NULL
     b.n = b.k = b.ndesc = 0
-    b.first = head
+    b.first = r.head
     b.buf_used = False
     if s.pkt.nfrag:                                     # what an earlier doorbell left
         b.iov[1].iov_base = s.tx_buf
         b.iov[1].iov_len = s.pkt.size
-    while head != tail:
-        if base != NULL and head < ring:
-            p = base + 16 * head
-            ahead = head + 16
-            if ahead < ring:
-                qn_prefetch(guest_peek(s.mem, qn_load_le64(base + 16 * ahead), 1))
-            desc[0] = qn_load_le64(p)
-            desc[1] = qn_load_le64(p + 8)
-        elif guest_read(s.mem, ring_at + 16 * <uint64_t>head, desc, 16):
+    while r.head != r.tail and not r.ended:
+        if (not s.pkt.nfrag and (b.n == NET_BURST or b.k + NET_MAX_IOV + 2 > TX_IOV)) or b.ndesc == TX_DESCS:
+            tx_flush(s)
+        if r.base != NULL and r.head < r.len:
+            if not s.pkt.descs:
+                if tx_simple_run(s, &r):
+                    causes |= ICR_TXDW
+                if r.head == r.tail or r.ended or b.n == NET_BURST or b.ndesc == TX_DESCS or b.k + NET_MAX_IOV + 2 > TX_IOV:
+                    continue
+            desc[0] = qn_load_le64(r.base + 16 * r.head)
+            desc[1] = qn_load_le64(r.base + 16 * r.head + 8)
+        elif guest_read(s.mem, r.at + 16 * <uint64_t>r.head, desc, 16):
             desc[0] = qn_load_le64(desc)
             desc[1] = qn_load_le64(&desc[1])
         else:
             desc[0] = desc[1] = 0                       # no memory there: nothing to send, nothing to write back
-        if s.pkt.nfrag == 0 and (b.n == NET_BURST or b.k + NET_MAX_IOV + 2 > TX_IOV):
-            tx_flush(s)
-        if b.ndesc == TX_DESCS:
-            tx_flush(s)
-        # the descriptor belongs to the burst before its packet may be flushed by what it asks for
+        tx_descriptor(s, desc[0], desc[1])              # may flush the descriptors before this one
+        b.back[b.ndesc] = 0
         if desc[1] & (<uint64_t>TXD_RS | TXD_RPS):
-            b.back[b.ndesc] = 0x100 | ((desc[1] >> 32) & 0xff & ~<uint64_t>(TXD_STAT_EC | TXD_STAT_LC | TXD_STAT_TU)) | TXD_STAT_DD
+            b.back[b.ndesc] = write_back(desc[1])
             causes |= ICR_TXDW
-        else:
-            b.back[b.ndesc] = 0
-        # most packets: one legacy descriptor that asks for nothing
-        frame = NULL
-        size = <uint32_t>desc[1] & 0xffff
-        if desc[1] & (<uint64_t>TXD_DEXT | TXD_EOP | TXD_IC | TXD_VLE | TXD_IDE) == TXD_EOP and not s.pkt.descs and size >= ETH_ALEN:
-            frame = <uint8_t *>guest_peek(s.mem, desc[0], size)
-        if frame != NULL:
-            b.iov[b.k].iov_base = frame
-            b.iov[b.k].iov_len = size
-            tx_push(s, &b.iov[b.k], 1, size)
-            count_tx(s, size, 1, frame)
-        else:
-            tx_descriptor(s, desc[0], desc[1])
         b.ndesc += 1
-        head += 1
-        if head >= ring:
-            head = 0
-        s.mac[TDH >> 2] = head
-        if head == start or start >= ring:
-            break
+        tx_advance(&r)
     tx_flush(s)
+    s.mac[TDH >> 2] = r.head
     s.tx_busy = False
     set_cause(s, causes)
 
