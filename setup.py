@@ -13,6 +13,7 @@ GSO = ["csrc/csum.c", "csrc/gso.c"]
 
 # module -> C sources beside the .pyx of the same name
 MODULES: dict[str, list[str]] = {
+    "qnet._announce": [],
     "qnet._fastpath": GSO,
     "qnet._host": [],
     "qnet._loop": [],

@@ -175,6 +175,7 @@ cdef void net_filter_remove(NetFilter *f) noexcept nogil
 
 cdef class Context:
     cdef NetContext ctx
+    cdef uint64_t holder                # thread that runs no callables now; 0: none
     cdef object __weakref__
     cdef void run_deferred(self) noexcept
 

@@ -5,6 +5,7 @@ Clients, peers, bursts, queues, flush and purge, link state, filters, and the so
 The contract is in _fastpath.pxd. The context's lock is held in every function here that takes a NetClientState.
 """
 cimport cython
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport ENOSPC
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -774,6 +775,8 @@ cdef class Context:
         """Run what the packet path left for Python. With the GIL, without the lock; the owner stays alive meanwhile."""
         cdef Deferred *node
         cdef object owner
+        if self.holder and self.holder == <uint64_t>PyThread_get_thread_ident():
+            return
         while self.ctx.first != NULL:
             context_enter_gil(&self.ctx)
             node = self.ctx.first
@@ -787,6 +790,14 @@ cdef class Context:
             if node == NULL:
                 return
             node.run(<void *>owner)
+
+    def hold(self, bint on):
+        """While held, the calling thread runs no callables: it has a lock of its own. One thread at a time. Then run_callables()."""
+        self.holder = <uint64_t>PyThread_get_thread_ident() if on else 0
+
+    def run_callables(self):
+        """Call what the packet path left for Python: interrupt lines, timers, frames for Python."""
+        self.run_deferred()
 
     @property
     def running(self) -> bool:

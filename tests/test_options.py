@@ -81,10 +81,7 @@ def from_text(text: str, form: Form = Form.OPTS) -> Everything:
 
 def complaint(form: Form, given: object) -> str:
     with pytest.raises(OptionError) as caught:
-        if isinstance(given, str):
-            from_text(given, form)
-        else:
-            read_options(Everything, form, given, owner="e1000")
+        from_text(given, form) if isinstance(given, str) else read_options(Everything, form, given, owner="e1000")
     return caught.value.text
 
 

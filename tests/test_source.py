@@ -36,12 +36,13 @@ FLOORS = [
     (r"qnet|qnet\.cli", 8),
     (r"qnet\.doors(\..*)?", 7),
     (r"qnet\.net", 6),
+    (r"qnet\.(info|kinds)", 5),
     (r"qnet\.models\.(_vring|pci)", 3),
-    (r"qnet\.(backends|filters|models)\._\w+", 4),
+    (r"qnet\.(backends|filters|models)\._\w+|qnet\.(_announce|announce|rooms)", 4),
     (r"qnet\.(backends|filters|models)(\.\w+)?", 5),
     (r"qnet\._loop", 3),
     (r"qnet\.(_fastpath|_host)", 2),
-    (r"qnet\.(_context|_eth|_iov|options)", 1),
+    (r"qnet\.(_context|_eth|_iov|mac|options)", 1),
     (r"qnet\.errors", 0),
 ]
 # Modules that are one thing in several files.

@@ -147,6 +147,12 @@ class E1000(E1000Chip):
         """Guest address at which the ROM is decoded now, or None."""
         return self.pci.rom_address()
 
+    def announce(self) -> None:
+        """Nothing: this chip has no way to ask its driver to announce itself (A3)."""
+
+    def rx_filter(self) -> None:
+        """None: as in QEMU, the chip does not report its receive filter (M13)."""
+
     def reset(self) -> None:
         """The reset of the PCI bus (4.9)."""
         self.pci.reset()

@@ -1,0 +1,3 @@
+from qnet._fastpath import NetClient
+
+def announce(client: NetClient, mac: bytes) -> None: ...
