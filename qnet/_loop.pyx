@@ -426,8 +426,9 @@ cdef class Loop(Context):
     def _run(self):
         cdef int n = 0
         while not self.stopping and n >= 0:
-            with nogil:
-                n = dispatch(&self.loop, -1)
+            with nogil:                         # the GIL is taken only when something was left for Python
+                while not self.stopping and n >= 0 and self.ctx.first == NULL:
+                    n = dispatch(&self.loop, -1)
             self.run_deferred()
         if n < 0:
             log.error("event loop stopped: epoll_wait: errno %d", -n)

@@ -530,6 +530,7 @@ cdef void chip_reset(E1000State *s) noexcept nogil:
     memset(&s.tso_ctx, 0, sizeof(s.tso_ctx))
     memset(&s.pkt, 0, sizeof(s.pkt))
     update_irq(s)
+    net_flush(s.nc)                     # what waited was for the driver that is gone
 
 
 cdef void bus_reset(E1000State *s) noexcept nogil:
