@@ -52,12 +52,19 @@ class Job:
             card.read(TPT)
             card.read(TPR)
 
-    def kick(self) -> int:
-        """One kick into fresh receive buffers; ns that the doorbell took."""
+    def prepare(self) -> None:
+        """Fresh receive buffers for one kick."""
         for card in self.receivers:
             card.offer(self.packets)
+
+    def doorbell(self) -> int:
+        """Send it all; ns that it took."""
         self.kicks += 1
         return self.sender.kick(self.descriptors)
+
+    def kick(self) -> int:
+        self.prepare()
+        return self.doorbell()
 
     def idle(self) -> int:
         """The same doorbell with nothing to do."""

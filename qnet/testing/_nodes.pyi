@@ -13,6 +13,7 @@ class Source(NetClient):
         size: int = ...,
         pieces: int = ...,
         frame: bytes | None = ...,
+        numbered: bool = ...,
         flow_control: bool = ...,
         offload: Mapping[str, int] | None = ...,
     ) -> None: ...

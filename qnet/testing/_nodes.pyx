@@ -27,6 +27,7 @@ cdef struct SourceState:
     Packet pkts[NET_BURST]
     iovec iov[NET_BURST][PIECES]
     uint32_t burst
+    bint numbered
     uint64_t wanted                     # packets still to send
     uint64_t sent
     bint pushing
@@ -47,9 +48,10 @@ cdef bint source_push(SourceState *s) noexcept nogil:
         return False
     s.pushing = True
     s.again = False
-    for i in range(m):
-        number = s.sent + i
-        memcpy(<uint8_t *>s.iov[i][0].iov_base + SEQ_AT, &number, 8)
+    if s.numbered:
+        for i in range(m):
+            number = s.sent + i
+            memcpy(<uint8_t *>s.iov[i][0].iov_base + SEQ_AT, &number, 8)
     k = net_send(s.nc, s.pkts, m)
     s.sent += k
     s.wanted -= k
@@ -80,7 +82,7 @@ cdef class Source(NetClient):
     """Sends numbered frames of one size from memory laid out once; drops what it is sent.
 
     `size`: bytes of a frame, 22 at least. `pieces`: elements of each frame's iovec array, 1 to 4. `frame`: the bytes after which
-    each frame is made (bytes 14 to 22 become its number), else a broadcast of ethertype 0x88B5 (IEEE 802 local experimental).
+    each frame is made (bytes 14 to 22 become its number unless `numbered` is off), else a broadcast of ethertype 0x88B5 (IEEE 802 local experimental).
     `offload`: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset. With flow control it stops while the peer has no room.
     Driven by one thread at a time.
     """
@@ -88,7 +90,7 @@ cdef class Source(NetClient):
     cdef readonly uint32_t size
 
     def __init__(self, Context context not None, str name="", str model="source", *, uint32_t size=60, uint32_t pieces=1, frame=None,
-                 bint flow_control=False, dict offload=None):
+                 bint numbered=True, bint flow_control=False, dict offload=None):
         cdef Offload off
         cdef uint32_t i
         cdef uint32_t j
@@ -105,6 +107,7 @@ cdef class Source(NetClient):
             raise ValueError(f"a frame has 1 to {PIECES} pieces, not {pieces}")
         fill_offload(&off, offload)
         self.s.nc = &self.nc
+        self.s.numbered = numbered
         self.s.memory = <uint8_t *>calloc(NET_BURST, self.size)
         if self.s.memory == NULL:
             raise MemoryError

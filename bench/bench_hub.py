@@ -1,0 +1,32 @@
+"""A hub: what enters one port leaves by all others."""
+
+import pytest
+
+from qnet._fastpath import NullClient
+from qnet._loop import Loop
+from qnet.backends._hub import Hub, HubPort
+from qnet.testing import Source
+
+PACKETS = 6400
+
+
+@pytest.mark.parametrize("others", [1, 2, 8])
+def bench_hub(cost, loop: Loop, others: int) -> None:
+    """ns a sent packet; it arrives `others` times."""
+    hub, source = Hub(loop, 0), Source(loop, size=60)
+    source.pair(HubPort(loop, hub, "in"))
+    sinks = [NullClient(loop) for _ in range(others)]
+    for i, sink in enumerate(sinks):
+        sink.pair(HubPort(loop, hub, f"out{i}"))
+    done = cost(f"hub.60.to{others}", lambda: source.drive(PACKETS), PACKETS, still=loop)
+    for sink in sinks:
+        assert (sink.stats()["rx_packets"], sink.stats()["rx_bytes"]) == (done * PACKETS, done * PACKETS * 60)
+
+
+def bench_unpeered(cost, loop: Loop) -> None:
+    """The cheapest sink of all: a port that leads nowhere."""
+    hub, source = Hub(loop, 0), Source(loop, size=60)
+    source.pair(HubPort(loop, hub, "in"))
+    idle = HubPort(loop, hub, "idle")
+    done = cost("hub.60.unpeered", lambda: source.drive(PACKETS), PACKETS, still=loop)
+    assert idle.stats()["drops"] == {"no-peer": done * PACKETS}
