@@ -11,22 +11,22 @@ PACKETS = 6400
 
 
 @pytest.mark.parametrize("others", [1, 2, 8])
-def bench_hub(cost, loop: Loop, others: int) -> None:
+def bench_hub(cost, keep, loop: Loop, others: int) -> None:
     """ns a sent packet; it arrives `others` times."""
-    hub, source = Hub(loop, 0), Source(loop, size=60)
-    source.pair(HubPort(loop, hub, "in"))
-    sinks = [NullClient(loop) for _ in range(others)]
+    hub, source = Hub(loop, 0), keep(Source(loop, size=60))
+    source.pair(keep(HubPort(loop, hub, "in")))
+    sinks = [keep(NullClient(loop)) for _ in range(others)]
     for i, sink in enumerate(sinks):
-        sink.pair(HubPort(loop, hub, f"out{i}"))
+        sink.pair(keep(HubPort(loop, hub, f"out{i}")))
     done = cost(f"hub.60.to{others}", lambda: source.drive(PACKETS), PACKETS, still=loop)
     for sink in sinks:
         assert (sink.stats()["rx_packets"], sink.stats()["rx_bytes"]) == (done * PACKETS, done * PACKETS * 60)
 
 
-def bench_unpeered(cost, loop: Loop) -> None:
+def bench_unpeered(cost, keep, loop: Loop) -> None:
     """The cheapest sink of all: a port that leads nowhere."""
-    hub, source = Hub(loop, 0), Source(loop, size=60)
-    source.pair(HubPort(loop, hub, "in"))
-    idle = HubPort(loop, hub, "idle")
+    hub, source = Hub(loop, 0), keep(Source(loop, size=60))
+    source.pair(keep(HubPort(loop, hub, "in")))
+    idle = keep(HubPort(loop, hub, "idle"))
     done = cost("hub.60.unpeered", lambda: source.drive(PACKETS), PACKETS, still=loop)
     assert idle.stats()["drops"] == {"no-peer": done * PACKETS}

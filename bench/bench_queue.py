@@ -9,16 +9,16 @@ from qnet.testing import Source
 PACKETS = 6400
 
 
-def link(loop: Loop, size: int) -> tuple[Source, NullClient]:
-    source, sink = Source(loop, size=size), NullClient(loop)
+def link(keep, loop: Loop, size: int) -> tuple[Source, NullClient]:
+    source, sink = keep(Source(loop, size=size)), keep(NullClient(loop))
     source.pair(sink)
     return source, sink
 
 
 @pytest.mark.parametrize("size", [60, 1514])
-def bench_queue(cost, loop: Loop, size: int) -> None:
+def bench_queue(cost, keep, loop: Loop, size: int) -> None:
     """In and out again."""
-    source, sink = link(loop, size)
+    source, sink = link(keep, loop, size)
 
     def work() -> None:
         loop.running = False
@@ -37,9 +37,9 @@ def bench_queue(cost, loop: Loop, size: int) -> None:
     [((1000, 1 << 30), 60, 1000), ((1 << 20, 100 * 1514), 1514, 100), ((1 << 20, 100 * 1514 - 1), 1514, 99)],
     ids=["packets", "bytes", "bytes-exactly"],
 )
-def bench_full(cost, loop: Loop, limits: tuple[int, int], size: int, held: int) -> None:
+def bench_full(cost, keep, loop: Loop, limits: tuple[int, int], size: int, held: int) -> None:
     """A full queue holds no more than it may, and what it refuses is dropped without a copy."""
-    source, sink = link(loop, size)
+    source, sink = link(keep, loop, size)
     sink.queue_limits = limits
     loop.running = False
     source.drive(held)

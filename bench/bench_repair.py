@@ -14,37 +14,37 @@ TSO4 = {"flags": 1, "gso_type": 1, "gso_size": MSS, "hdr_len": TCP_HEADERS, "csu
 
 
 @pytest.mark.parametrize("size", [60, 1514])
-def bench_checksum(cost, loop: Loop, size: int) -> None:
+def bench_checksum(cost, keep, loop: Loop, size: int) -> None:
     offload = {"flags": 1, "csum_start": 34, "csum_offset": 16}
-    source = Source(loop, frame=tcp_frame(size - TCP_HEADERS, 0), numbered=False, offload=offload)
-    sink = NullClient(loop, offloads=False)
+    source = keep(Source(loop, frame=tcp_frame(size - TCP_HEADERS, 0), numbered=False, offload=offload))
+    sink = keep(NullClient(loop, offloads=False))
     source.pair(sink)
     done = cost(f"checksum.{size}", lambda: source.drive(PACKETS), PACKETS, still=loop)
     assert (sink.stats()["rx_packets"], sink.stats()["rx_bytes"]) == (done * PACKETS, done * PACKETS * size)
 
 
-def bench_tso4(cost, loop: Loop) -> None:
+def bench_tso4(cost, keep, loop: Loop) -> None:
     """ns a wire frame."""
-    source = Source(loop, frame=tcp_frame(PAYLOAD, 0, segment=True), numbered=False, offload=TSO4)
-    sink = NullClient(loop, offloads=False)
+    source = keep(Source(loop, frame=tcp_frame(PAYLOAD, 0, segment=True), numbered=False, offload=TSO4))
+    sink = keep(NullClient(loop, offloads=False))
     source.pair(sink)
     done = cost("tso4.64000/1460", lambda: source.drive(SEGMENTS), SEGMENTS * FRAMES, still=loop, per="frame")
     assert sink.stats()["rx_packets"] == done * SEGMENTS * FRAMES
     assert sink.stats()["rx_bytes"] == done * SEGMENTS * (PAYLOAD + FRAMES * TCP_HEADERS)
 
 
-def bench_tso4_taken(cost, loop: Loop) -> None:
+def bench_tso4_taken(cost, keep, loop: Loop) -> None:
     """To a receiver that segments itself the frame goes whole."""
-    source = Source(loop, frame=tcp_frame(PAYLOAD, 0, segment=True), numbered=False, offload=TSO4)
-    sink = Sink(loop)
+    source = keep(Source(loop, frame=tcp_frame(PAYLOAD, 0, segment=True), numbered=False, offload=TSO4))
+    sink = keep(Sink(loop))
     source.pair(sink)
     done = cost("tso4.taken", lambda: source.drive(SEGMENTS), SEGMENTS * FRAMES, still=loop, per="frame")
     assert (sink.packets, sink.bytes) == (done * SEGMENTS, done * SEGMENTS * (PAYLOAD + TCP_HEADERS))
 
 
-def bench_padding(cost, loop: Loop) -> None:
+def bench_padding(cost, keep, loop: Loop) -> None:
     """A receiver that wants frames of 60 bytes or more."""
-    source, port = Source(loop, size=42), Port(loop, min_frame=60)
+    source, port = keep(Source(loop, size=42)), keep(Port(loop, min_frame=60))
     source.pair(port)
     done = cost("pad.42to60", lambda: source.drive(64), 64, still=loop, prepare=port.recv)
     assert {len(frame) for frame in port.recv()} == {60}

@@ -1,20 +1,22 @@
 """What the benches share: `loop`, a network that nothing moves but the bench, and `cost`, which times work and tells what one of its
 items takes. `make bench` prints the times; a plain test run does the work once and checks its counts."""
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
-from qnet._fastpath import Context
+from qnet._fastpath import Context, NetClient, live
 from qnet._loop import Loop, VirtualClock
 
 BUDGET_NS = 300_000_000             # of timed work a bench
 ROWS = pytest.StashKey[list[tuple[str, float, float, str]]]()
 
 Work = Callable[[], object]
+Client = TypeVar("Client", bound=NetClient)
 
 
 def nothing() -> None:
@@ -73,6 +75,15 @@ class Cost:
         return done
 
 
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """No client outlives its bench, whose work the benchmark fixture holds on to for a while."""
+    before = live()
+    yield
+    gc.collect()
+    assert live() == before, f"{live() - before} clients left"
+
+
 @pytest.fixture
 def cost(benchmark: Any, pytestconfig: pytest.Config) -> Cost:
     return Cost(benchmark, pytestconfig)
@@ -83,6 +94,20 @@ def loop() -> Iterator[Loop]:
     loop = Loop(VirtualClock())
     yield loop
     loop.close()
+
+
+@pytest.fixture
+def keep() -> Iterator[Callable[[Client], Client]]:
+    """keep(client) is closed when the bench is over: two peers refer to each other."""
+    clients: list[NetClient] = []
+
+    def keep(client: Client) -> Client:
+        clients.append(client)
+        return client
+
+    yield keep
+    while clients:
+        clients.pop().close()
 
 
 @pytest.hookimpl(trylast=True)
