@@ -9,19 +9,19 @@ from peer_qnet import Qnet
 @pytest.mark.parametrize("size", [60, 1514])
 def bench_pair(cost, size: int, ring: int) -> None:
     job = pair_job(Qnet, size, ring)
-    cost(f"e1000_pair.{size}.ring{ring}", job.doorbell, job.packets, still=job.system.loop, prepare=job.prepare, idle=job.idle)
+    cost(f"e1000_pair.{size}.ring{ring}", job.doorbell, job.packets, still=job.system.net.loop, prepare=job.prepare, idle=job.idle)
     job.finish()
 
 
 def bench_broadcast(cost) -> None:
     """To two receivers, ns a sent packet."""
     job = broadcast_job(Qnet, 60, SMALL_RING)
-    cost("e1000_pair.60.broadcast", job.doorbell, job.packets, still=job.system.loop, prepare=job.prepare, idle=job.idle)
+    cost("e1000_pair.60.broadcast", job.doorbell, job.packets, still=job.system.net.loop, prepare=job.prepare, idle=job.idle)
     job.finish()
 
 
 def bench_tso(cost) -> None:
     """Segmented straight into the receive ring, ns a frame."""
     job = tso_pair_job(Qnet, 1514, RING)
-    cost("e1000_pair.tso", job.doorbell, job.packets, still=job.system.loop, prepare=job.prepare, idle=job.idle, per="frame")
+    cost("e1000_pair.tso", job.doorbell, job.packets, still=job.system.net.loop, prepare=job.prepare, idle=job.idle, per="frame")
     job.finish()

@@ -13,14 +13,14 @@ RING = 256
 def bench_rx(cost, size: int, received: int) -> None:
     system = Qnet(1, False)
     nic, n = system.nics[0], RING - 1
-    source = Source(system.loop, frame=(MACS[0] + MACS[1] + b"\x88\xb5" + bytes(8) + bytes(range(256)) * 6)[:size])
+    source = Source(system.net.loop, frame=(MACS[0] + MACS[1] + b"\x88\xb5" + bytes(8) + bytes(range(256)) * 6)[:size])
     try:
         nic.unpair()
         nic.pair(source)
         card = Card(system, 0, 8, RING)
         card.read(TPR)
         done = cost(
-            f"e1000_rx.{size}", lambda: source.drive(n), n, still=system.loop, prepare=lambda: card.offer(n), idle=lambda: source.drive(0)
+            f"e1000_rx.{size}", lambda: source.drive(n), n, still=system.net.loop, prepare=lambda: card.offer(n), idle=lambda: source.drive(0)
         )
         assert card.read(TPR) == source.sent == done * n
         for k in range(n):

@@ -6,7 +6,7 @@ from peer_qnet import Qnet
 
 
 def run(cost, case: str, job: Job, system: Qnet, per: str = "packet") -> None:
-    cost(case, job.doorbell, job.packets, still=system.loop, prepare=job.prepare, idle=job.idle, per=per)
+    cost(case, job.doorbell, job.packets, still=system.net.loop, prepare=job.prepare, idle=job.idle, per=per)
     job.finish()
 
 

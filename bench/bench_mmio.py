@@ -43,7 +43,7 @@ def bench_mmio(cost, access: str) -> None:
 
         work: Callable[[], None] = {"tdt": doorbell, "status": status, "icr": causes, "window": window}[access]
         reads, writes = nic.accesses
-        done = cost(f"mmio.{access}", work, CALLS, still=system.loop, idle=empty_loop, per="call")
+        done = cost(f"mmio.{access}", work, CALLS, still=system.net.loop, idle=empty_loop, per="call")
         counted = {"tdt": (0, done * CALLS), "window": (0, 0)}.get(access, (done * CALLS, 0))
         assert (nic.accesses[0] - reads, nic.accesses[1] - writes) == counted
         assert system.delivered() == (0, 0)

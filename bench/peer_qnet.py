@@ -1,20 +1,17 @@
-"""qnet as the system under test: the same devices and the same wires in this process."""
+"""qnet as the system under test: the same devices and the same wires, in this process."""
 
 import mmap
 import os
 from collections.abc import Callable
+from typing import Any
 
 from peer_driver import MACS, RAM_SIZE
 
-from qnet._fastpath import NullClient
-from qnet._host import GuestMemory, IrqLine
-from qnet._loop import Loop, VirtualClock
-from qnet.backends._hub import Hub, HubPort
-from qnet.models.e1000 import E1000, Options
+from qnet import Net, NetClient, VirtualClock
 
 
 class Qnet:
-    """`nics` e1000s on a hub and, with `sink`, one more port. Behind that port is a client that takes plain frames only, so that
+    """`nics` e1000s on hub 0 and, with `sink`, one more port. Behind that port is a client that takes plain frames only, so that
     frames are delivered and checksums and segments computed, where QEMU hands them to a port without a peer."""
 
     label = "qnet"
@@ -25,26 +22,21 @@ class Qnet:
         os.ftruncate(fd, RAM_SIZE)
         self.mem = mmap.mmap(fd, RAM_SIZE, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
         os.close(fd)
-        self.loop = Loop(VirtualClock())
-        self.memory = GuestMemory(self.mem)
-        self.hub = Hub(self.loop, 0)
-        self.nics: list[E1000] = []
-        self.sink: NullClient | None = None
+        self.net = Net(clock=VirtualClock(), memory=self.mem)
+        self.nics: list[Any] = []
+        self.sink: NetClient | None = None
         for i in range(nics):
-            nic = E1000(self.loop, f"nic{i}", "e1000", Options(), MACS[i], self.memory, IrqLine())
-            nic.pair(HubPort(self.loop, self.hub, f"n{i}"))
+            self.net.netdev_add(f"hubport,id=n{i},hubid=0")
+            nic: Any = self.net.device_add(f"e1000,netdev=n{i},mac={MACS[i].hex(':')}")
             nic.cfg_write(0x04, 2, 0x7)
             self.nics.append(nic)
         if sink:
-            self.sink = NullClient(self.loop, "sink", offloads=False)
-            self.sink.pair(HubPort(self.loop, self.hub, "idle"))
+            self.sink = self.net.netdev_add("null,id=sink,offloads=off")
+            self.net.netdev_add("hubport,id=idle,hubid=0,netdev=sink")
 
     def close(self) -> None:
-        for client in (*self.nics, *self.hub.ports, self.sink):
-            if client is not None:
-                client.close()
-        self.memory.close()
-        self.loop.close()
+        self.net.close()
+        self.nics.clear()
         self.mem.close()
 
     def read(self, nic: int, register: int) -> int:
