@@ -18,6 +18,7 @@ MODULES: dict[str, list[str]] = {
     "qnet._host": [],
     "qnet._loop": [],
     "qnet.backends._hub": [],
+    "qnet.backends._slirp": [],
     "qnet.models._e1000": [],
     "qnet.models._e1000_rings": GSO,
     "qnet.testing._frames": [],

@@ -850,11 +850,12 @@ cdef class NetClient:
 
     def __dealloc__(self):
         global live_clients
-        live_clients -= 1
+        if self.nc.ops != NULL:         # else the constructor's arguments were refused
+            live_clients -= 1
         self._fini()
 
     cdef void _fini(self) noexcept:
-        if self.closed:
+        if self.closed or self.nc.ops == NULL:
             return
         self.closed = True
         context_enter_gil(&self.context.ctx)

@@ -39,6 +39,7 @@ NET_CLIENT_INIT: dict[str, Backend] = {
     "hubport": Backend("qnet.backends.hubport", "a port of a hub, which joins several clients", legacy=False),
     "nic": Backend("qnet.backends.nic", "-net nic: asks the VMM for a NIC", netdev=False),
     "null": Backend("qnet.backends.null", "takes every packet and sends none"),
+    "user": Backend("qnet.backends.user", "a network behind a NAT in this process (libslirp); needs no privileges", host=True),
 }
 
 NIC_MODELS: dict[str, Entry] = {

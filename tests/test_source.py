@@ -49,6 +49,7 @@ FLOORS = [
 GROUPS = [
     r"qnet\.testing(\..*)?",
     r"qnet\.models\._e1000(_regs|_rings)?",
+    r"qnet\.backends\._(slirp|libslirp|usernet|guestfwd)",
 ]
 
 
@@ -158,6 +159,7 @@ BUDGETS = [
 ]
 OVER: dict[str, tuple[int, str]] = {
     "qnet/_fastpath.pyx": (1100, "the classes Python sees own the structs, and a cdef class lives where its pxd is"),
+    "qnet/backends/_slirp.pyx": (800, "one foreign library: what it calls and what calls it share one state"),
 }
 
 
