@@ -6,7 +6,6 @@ The contract is in _fastpath.pxd. The context's lock is held in every function h
 """
 cimport cython
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.errno cimport ENOSPC
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -262,23 +261,30 @@ cdef void repair_gso(NetClientState *to, const Packet *p, Scratch *s) noexcept n
     """Segment in software; each segment's checksums are right, so it is marked as verified."""
     cdef qn_gso_plan plan
     cdef qn_gso g
+    cdef QueuedPacket *copy = NULL
     cdef size_t size
     cdef int used
-    if (not p.off.flags & OFF_NEEDS_CSUM or
+    if p.iovcnt >= NET_MAX_IOV:             # a segment's own header in front would make too many pieces
+        copy = queue_copy(to, s.sender, p)
+        if copy == NULL:
+            net_drop(to, p, 1, False, DROP_QUEUE_FULL)
+            return
+        p = &copy.pkt
+    if (p.off.flags & OFF_NEEDS_CSUM and
             qn_gso_plan_vnet(&plan, p.iov, p.iovcnt, p.size, p.off.gso_type & ~<unsigned>GSO_ECN, p.off.gso_size,
-                             p.off.csum_start, p.off.csum_offset) < 0 or
-            qn_gso_start(&g, &plan, p.iov, p.iovcnt, p.size) < 0):
+                             p.off.csum_start, p.off.csum_offset) == 0 and
+            qn_gso_start(&g, &plan, p.iov, p.iovcnt, p.size) > 0):
+        while True:
+            scratch_room(to, s)
+            used = qn_gso_next(&g, s.hdr[s.n], &s.iov[s.k], NET_MAX_IOV, &size)
+            if used <= 0:
+                break
+            repaired(to, s, <uint32_t>used, <uint32_t>size)
+    else:
         net_drop(to, p, 1, False, DROP_BAD_OFFLOAD)
-        return
-    while True:
-        scratch_room(to, s)
-        used = qn_gso_next(&g, s.hdr[s.n], &s.iov[s.k], NET_MAX_IOV, &size)
-        if used == -ENOSPC:         # one segment of more pieces than a packet may have
-            net_drop(to, p, 1, False, DROP_BAD_OFFLOAD)
-            return
-        if used <= 0:
-            return
-        repaired(to, s, <uint32_t>used, <uint32_t>size)
+    if copy != NULL:
+        scratch_flush(to, s)
+        free(copy)
 
 
 cdef inline bint repaired(NetClientState *to, Scratch *s, uint32_t cnt, uint32_t size) noexcept nogil:

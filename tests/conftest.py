@@ -6,8 +6,13 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from qnet import _fastpath
+
+# Time is not what tests are about, and a machine may be slow.
+settings.register_profile("qnet", deadline=None)
+settings.load_profile("qnet")
 
 NEEDS = {
     "root": (lambda: os.geteuid() == 0, "needs root"),
