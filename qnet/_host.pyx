@@ -10,6 +10,10 @@ from qnet._context cimport NetContext, context_cancel, context_defer, context_en
 
 import logging
 
+cdef extern from *:
+    int __ATOMIC_ACQ_REL
+    uint8_t __atomic_exchange_n(uint8_t *, uint8_t, int) nogil
+
 log = logging.getLogger("qnet.host")
 
 
@@ -71,25 +75,39 @@ cdef bint transfer(GuestMem *m, uint64_t gpa, uint8_t *buf, size_t n, bint write
     cdef MemRegion *r
     cdef uint64_t k
     cdef void *host
+    if n and gpa + (n - 1) < gpa:
+        return False
     while n:
         r = find(m, gpa)
         if r == NULL:
-            return m.callables and call_out(m, gpa, buf, n, write)
-        k = r.size - (gpa - r.gpa)
-        if k > n:
-            k = n
-        host = guest_map(m, gpa, k, write)
-        if host == NULL:
-            return False
-        # memmove: a device may be told to read the very bytes it writes
-        if write:
-            memmove(host, buf, k)
+            k = hole(m, gpa, n)
+            if not m.callables or not call_out(m, gpa, buf, k, write):
+                return False
         else:
-            memmove(buf, host, k)
+            k = r.size - (gpa - r.gpa)
+            if k > n:
+                k = n
+            host = guest_map(m, gpa, k, write)
+            if host == NULL:
+                return False
+            # memmove: a device may be told to read the very bytes it writes
+            if write:
+                memmove(host, buf, k)
+            else:
+                memmove(buf, host, k)
         buf += k
         n -= k
-        gpa += k                    # wraps at 2^64, where no region is
+        gpa += k
     return True
+
+
+cdef uint64_t hole(GuestMem *m, uint64_t gpa, uint64_t n) noexcept nogil:
+    """How many of the n bytes from gpa on, which is in no region, come before the next one."""
+    cdef uint32_t i
+    for i in range(m.count):
+        if m.regions[i].gpa > gpa:
+            return n if n <= m.regions[i].gpa - gpa else m.regions[i].gpa - gpa
+    return n
 
 
 cdef bint call_out(GuestMem *m, uint64_t gpa, uint8_t *buf, size_t n, bint write) noexcept nogil:
@@ -196,18 +214,21 @@ cdef class GuestMemory:
     def dirty_pages(self, bint clear=True) -> list:
         """Guest addresses of the 4 KiB pages written by devices since the last call; needs track_dirty()."""
         cdef uint32_t i
-        cdef uint64_t p
+        cdef uint64_t at
+        cdef uint8_t bits
+        cdef int bit
         cdef MemRegion *r
         out = []
         for i in range(self.mem.count):
             r = &self.mem.regions[i]
             if r.dirty == NULL:
                 continue
-            for p in range(((r.size - 1) >> GUEST_PAGE_SHIFT) + 1):
-                if r.dirty[p >> 3] >> (p & 7) & 1:
-                    out.append(r.gpa + (p << GUEST_PAGE_SHIFT))
-            if clear:
-                memset(r.dirty, 0, (r.size >> GUEST_PAGE_SHIFT) // 8 + 1)
+            for at in range((r.size - 1) // (8 << GUEST_PAGE_SHIFT) + 1):
+                # in one step: a device may set a bit meanwhile
+                bits = __atomic_exchange_n(&r.dirty[at], 0, __ATOMIC_ACQ_REL) if clear else r.dirty[at]
+                for bit in range(8):
+                    if bits >> bit & 1:
+                        out.append(r.gpa + ((at * 8 + bit) << GUEST_PAGE_SHIFT))
         return out
 
     def read(self, uint64_t gpa, size_t n) -> bytes:
@@ -275,7 +296,7 @@ cdef void irq_set(IrqState *irq, int level) noexcept nogil:
         irq.delivered = level
         if level:
             signal_fd(irq.fd)
-    elif irq.callable and not irq.busy:
+    elif irq.callable and not irq.busy and irq.ctx != NULL:
         context_defer(irq.ctx, &irq.node)
 
 

@@ -77,7 +77,8 @@ cdef class Loop(Context):
     cdef LoopState loop
     cdef readonly object clock
     cdef object thread
+    cdef uint32_t run               # changes when a thread shall end
     cdef set handles                # TimerHandles that are set, kept alive until they fire
-    cdef bint stopping
     cdef bint closed
     cdef int _fd(self) except -1
+    cdef void _release(self) noexcept

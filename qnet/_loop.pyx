@@ -6,13 +6,14 @@ manual      with a VirtualClock nothing moves but in run_until(t): same input, s
 """
 cimport cython
 from libc.errno cimport EEXIST, EINTR, EINVAL, ENOENT, ENOMEM, errno
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, itimerspec, timespec
 from posix.unistd cimport close, read, write
 
-from qnet._context cimport Deferred, NetContext, context_cancel, context_defer, context_enter, context_leave
+from qnet._context cimport (Deferred, NetContext, context_cancel, context_defer, context_enter, context_enter_gil, context_leave,
+                            pthread_mutex_unlock)
 from qnet._fastpath cimport Context
 
 import logging
@@ -344,17 +345,33 @@ cdef class Loop(Context):
     def __dealloc__(self):
         self._release()
 
-    def _release(self):
-        cdef int fd
-        for fd in (self.loop.epfd, self.loop.timerfd, self.loop.wakefd):
-            if fd >= 0:
-                close(fd)
+    cdef void _release(self) noexcept:
+        """Let go of the fds, and of watches and timers that their owners have not removed yet: those find them removed."""
+        cdef int i
+        cdef Poller *p = self.loop.pollers
+        context_enter_gil(&self.ctx)
+        for i in range(self.loop.by_fd_len):
+            if self.loop.by_fd[i] != NULL:
+                self.loop.by_fd[i].fd = -1
+        for i in range(self.loop.heap_len):
+            self.loop.heap[i].slot = -1
+        while p != NULL:
+            p.loop = NULL
+            p = p.next
+        self.loop.pollers = NULL
+        if self.loop.epfd >= 0:
+            close(self.loop.epfd)
+        if self.loop.timerfd >= 0:
+            close(self.loop.timerfd)
+        if self.loop.wakefd >= 0:
+            close(self.loop.wakefd)
         self.loop.epfd = self.loop.timerfd = self.loop.wakefd = -1
         free(self.loop.heap)
         free(self.loop.by_fd)
         self.loop.heap = NULL
         self.loop.by_fd = NULL
         self.loop.heap_len = self.loop.heap_cap = self.loop.by_fd_len = 0
+        pthread_mutex_unlock(&self.ctx.lock)
 
     cdef int _fd(self) except -1:
         if self.closed:
@@ -423,12 +440,14 @@ cdef class Loop(Context):
         if not self.closed and write(self.loop.wakefd, &one, 8) < 0:
             return
 
-    def _run(self):
+    def _run(self, uint32_t mine):
         cdef int n = 0
-        while not self.stopping and n >= 0:
+        while self.run == mine and n >= 0:
             with nogil:                         # the GIL is taken only when something was left for Python
-                while not self.stopping and n >= 0 and self.ctx.first == NULL:
+                while True:
                     n = dispatch(&self.loop, -1)
+                    if self.run != mine or n < 0 or self.ctx.first != NULL:
+                        break
             self.run_deferred()
         if n < 0:
             log.error("event loop stopped: epoll_wait: errno %d", -n)
@@ -440,20 +459,19 @@ cdef class Loop(Context):
             raise RuntimeError("a network with a virtual clock moves only in run_until()")
         if self.thread is not None:
             raise RuntimeError("the network runs already")
-        self.stopping = False
-        self.thread = threading.Thread(target=self._run, name="qnet", daemon=True)
+        self.thread = threading.Thread(target=self._run, args=(self.run,), name="qnet", daemon=True)
         self.thread.start()
 
     def stop(self):
         """End the thread of start(); what is queued stays. Idempotent; from the thread itself it ends after this callback."""
         thread = self.thread
-        if thread is None:
-            return
-        self.stopping = True
-        self.wake()
-        if thread is not threading.current_thread():
-            thread.join()
         self.thread = None
+        self.run += 1
+        if thread is None or thread is threading.current_thread():
+            return
+        while thread.is_alive():
+            self.wake()                         # again, if somebody else's pump() took it
+            thread.join(0.1)
 
     def close(self):
         """Stop and release the file descriptors. Idempotent. Clients are closed before."""
@@ -498,11 +516,13 @@ cdef class TimerHandle:
         self.s.node.run = handle_run
 
     cdef int _start(self, int64_t ns) except -1:
+        cdef int64_t now
         cdef int rc
         self.loop.handles.add(self)
         with nogil:
             context_enter(self.loop.loop.ctx)
-            rc = timer_set(&self.s.timer, loop_now(&self.loop.loop) + (ns if ns > 0 else 0))
+            now = loop_now(&self.loop.loop)
+            rc = timer_set(&self.s.timer, INT64_MAX if ns > INT64_MAX - now else now + (ns if ns > 0 else 0))
             context_leave(self.loop.loop.ctx)
         if rc < 0:
             self.loop.handles.discard(self)
