@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -30,6 +31,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(why)
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays; without it in its way, a collection after each test costs nothing."""
+    gc.collect()
+    gc.freeze()
+
+
 def open_fds() -> dict[str, str]:
     fds = {}
     for fd in os.listdir("/proc/self/fd"):
@@ -42,10 +49,12 @@ def open_fds() -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    """Clients and file descriptors are back to what they were once the test is over."""
-    clients, fds = _fastpath.live(), open_fds()
+    """Clients, threads and file descriptors are back to what they were once the test is over."""
+    clients, fds, threads = _fastpath.live(), open_fds(), set(threading.enumerate())
     yield
     gc.collect()
     left = {fd: what for fd, what in open_fds().items() if fds.get(fd) != what}
+    running = {t.name for t in set(threading.enumerate()) - threads}
     assert _fastpath.live() == clients, f"{_fastpath.live() - clients} clients left"
+    assert not running, f"threads left: {running}"
     assert not left, f"file descriptors left: {left}"

@@ -98,7 +98,8 @@ cdef class Source(NetClient):
         cdef uint8_t *data
         super().__init__(context, name, model)
         if frame is None:
-            frame = (b"\xff\xff\xff\xff\xff\xff\x52\x54\x00\x00\x00\x01\x88\xb5" + bytes(range(256)) * (size // 256 + 1))[:size]
+            frame = b"\xff" * 6 + b"\x52\x54\x00\x00\x00\x01\x88\xb5" + bytes(range(256)) * (size // 256 + 1)
+            frame = frame[:size]
         cdef bytes template = frame
         self.size = <uint32_t>len(template)
         if not MIN_SIZE <= self.size <= NET_MAX_PACKET:
