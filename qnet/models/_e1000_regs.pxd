@@ -121,7 +121,7 @@ cdef enum:
     RCTL_MPE = 0x10
     RCTL_LPE = 0x20
     RCTL_LBM = 0xC0
-    RCTL_LBM_MAC = 0x40
+    RCTL_LBM_MAC = 0x40             # set in 01 (MAC, as the family's later members) and in 11 (PHY or transceiver)
     RCTL_BAM = 0x8000
     RCTL_VFE = 0x40000
     RCTL_BSEX = 0x02000000

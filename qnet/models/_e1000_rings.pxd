@@ -51,6 +51,7 @@ cdef struct TxPacket:               # the packet being gathered
     uint32_t descs                  # descriptors seen
     bint in_buf                     # the first element is tx_buf
     bint lost                       # a part lies outside guest memory
+    bint over                       # too long to segment: dropped whole
     bint tse
     bint vlan
     uint8_t popts
@@ -62,7 +63,7 @@ cdef struct TxPacket:               # the packet being gathered
 cdef struct TxCounts:               # not yet in the statistics registers
     uint64_t nbytes
     uint32_t frames
-    uint32_t sizes[6]
+    uint32_t sizes[7]               # the last one: runts
     uint32_t multicast
     uint32_t broadcast
 

@@ -118,10 +118,11 @@ cdef inline void count64(E1000State *s, uint32_t low, uint64_t n) noexcept nogil
 
 
 cdef inline uint32_t size_class(uint32_t n) noexcept nogil:
-    """0..5 for frames of 64, 65-127, 128-255, 256-511, 512-1023, 1024 and more bytes, FCS included (13.7.25)."""
+    """0..5 for frames of 64, 65-127, 128-255, 256-511, 512-1023, 1024 and more bytes, FCS included (13.7.25); 6 for runts, which no
+    register counts."""
     if n >= 1024:
         return 5
-    return 0 if n <= 64 else 1 if n <= 127 else 2 if n <= 255 else 3 if n <= 511 else 4
+    return 6 if n < 64 else 0 if n == 64 else 1 if n <= 127 else 2 if n <= 255 else 3 if n <= 511 else 4
 
 
 # --------------------------------------------------------------------------------------------------------------- transmit
@@ -130,7 +131,7 @@ cdef inline uint32_t size_class(uint32_t n) noexcept nogil:
 
 cdef inline bint loops_back(E1000State *s) noexcept nogil:
     return (s.phy[PHY_CTRL] & PHY_CTRL_LOOPBACK) != 0 or \
-        (s.ways & WAY_MAC_LOOPBACK != 0 and (s.mac[RCTL >> 2] & RCTL_LBM) == RCTL_LBM_MAC)
+        (s.ways & WAY_MAC_LOOPBACK != 0 and s.mac[RCTL >> 2] & RCTL_LBM_MAC != 0)
 
 
 cdef inline iovec *frags(E1000State *s) noexcept nogil:
@@ -202,6 +203,7 @@ cdef void tx_add(E1000State *s, uint64_t addr, uint32_t n) noexcept nogil:
     cdef void *p
     room = room - s.pkt.size if room > s.pkt.size else 0
     if n > room:
+        s.pkt.over = s.pkt.tse
         n = room
     if n == 0:
         return
@@ -243,7 +245,7 @@ cdef inline void add_counts(TxCounts *to, const TxCounts *c) noexcept nogil:
     to.nbytes += c.nbytes
     to.multicast += c.multicast
     to.broadcast += c.broadcast
-    for i in range(6):
+    for i in range(7):
         to.sizes[i] += c.sizes[i]
 
 
@@ -321,8 +323,8 @@ cdef void tx_complete(E1000State *s) noexcept nogil:
     cdef TxPacket *k = &s.pkt
     cdef uint8_t first[ETH_ALEN]
     cdef iovec *f = frags(s)
-    if k.lost or k.size == 0:
-        s.nc.stats.drops[<int>DROP_DMA if k.lost else <int>DROP_EMPTY] += 1
+    if k.lost or k.over or k.size == 0:
+        s.nc.stats.drops[<int>DROP_DMA if k.lost else <int>DROP_OVERSIZE if k.over else <int>DROP_EMPTY] += 1
     elif k.tse:
         tx_tso(s)
     elif k.vlan or k.popts or k.legacy_csum:
@@ -346,40 +348,43 @@ cdef void tx_edit(E1000State *s) noexcept nogil:
     cdef TxBurst *b = s.burst
     cdef uint32_t size = k.size
     cdef uint32_t hlen = 16 if size >= 16 else size
-    cdef bint ip = (k.popts & POPTS_IXSM) != 0 and <uint32_t>c.ipcso + 1 < size
+    cdef bint ip = (k.popts & POPTS_IXSM) != 0
     cdef bint l4 = k.legacy_csum or (k.popts & POPTS_TXSM) != 0
     cdef uint32_t css = k.css if k.legacy_csum else c.tucss
     cdef uint32_t cso = k.cso if k.legacy_csum else c.tucso
     cdef uint32_t cse = 0 if k.legacy_csum else c.tucse
-    cdef uint32_t end
+    cdef uint32_t end = cse + 1 if cse and cse + 1 < size else size
+    cdef uint32_t ip_end = <uint32_t>c.ipcse + 1 if c.ipcse and <uint32_t>c.ipcse + 1 < size else size
     cdef bint defer
     cdef uint8_t *hdr
     cdef iovec *f
     cdef iovec *whole = frags(s)
     cdef iovec copy[NET_MAX_IOV]
     cdef uint32_t cnt = k.nfrag
-    l4 = l4 and cso + 1 < size
-    defer = l4 and cso >= css and (cse == 0 or cse + 1 >= size) and cso + 6 <= NET_MAX_HDR
+    if size < 2 * ETH_ALEN:
+        k.vlan = False
+    # what lies outside its range is not inserted (3.3.3, T9)
+    l4 = l4 and cso + 1 < end and not (k.legacy_csum and css >= size)
+    ip = ip and <uint32_t>c.ipcso + 1 < ip_end
+    # the other sum is left to the receiver only where neither covers the other's field, nor the tag
+    defer = l4 and end == size and css <= cso and cso + 6 <= NET_MAX_HDR and not (k.vlan and css < 2 * ETH_ALEN) and \
+        not (ip and (<uint32_t>c.ipcso + 1 >= css or (cso < ip_end and cso + 1 >= c.ipcss)))
     if ip and <uint32_t>c.ipcso + 2 > hlen:
         hlen = c.ipcso + 2
     if l4 and not defer and cso + 2 > hlen:
         hlen = cso + 2
-    if k.vlan and size < 2 * ETH_ALEN:
-        k.vlan = False
     memcpy(copy, whole, cnt * sizeof(iovec))            # tx_header cuts the fragments; the sums need them whole
     hdr = b.hdr[b.n]
     f = tx_header(s, hlen)
     if l4 and not defer:
-        end = cse + 1 if cse and cse + 1 < size else size
         store_sum(hdr, cso, copy, cnt, css, end)
     if ip:
-        end = <uint32_t>c.ipcse + 1 if c.ipcse and <uint32_t>c.ipcse + 1 < size else size
-        if l4 and not defer and cso >= c.ipcss and cso < end:       # overlapping areas: sum what was stored
+        if l4 and not defer:                            # sum what was stored
             copy[0].iov_base = hdr
             copy[0].iov_len = hlen
             memcpy(&copy[1], f + 1, k.nfrag * sizeof(iovec))
             cnt = k.nfrag + 1
-        store_sum(hdr, c.ipcso, copy, cnt, c.ipcss, end)
+        store_sum(hdr, c.ipcso, copy, cnt, c.ipcss, ip_end)
     f.iov_len = insert_tag(s, hdr, hlen)
     if k.vlan:
         size += 4
@@ -509,11 +514,11 @@ cdef void tx_cut(E1000State *s, iovec *f) noexcept nogil:
     plan.ip_version = 4 if c.ip else 6
     plan.l4_proto = 6 if c.tcp else 17
     plan.l4_off = c.tucss
-    plan.ip_sum = (s.pkt.popts & POPTS_IXSM) != 0
+    plan.ip_sum = (s.pkt.popts & POPTS_IXSM) != 0 and (c.ipcse == 0 or c.ipcso < c.ipcse)      # T9
     plan.ip_sum_from = c.ipcss
     plan.ip_sum_at = c.ipcso
-    plan.ip_sum_end = <uint16_t>(c.ipcse + 1) if c.ipcse and c.ipcse < c.hdr_len else c.hdr_len
-    plan.l4_sum = (s.pkt.popts & POPTS_TXSM) != 0
+    plan.ip_sum_end = <uint16_t>(c.ipcse + 1) if c.ipcse and c.ipcse < 0xffff else 0
+    plan.l4_sum = (s.pkt.popts & POPTS_TXSM) != 0 and (c.tucse == 0 or c.tucso < c.tucse)
     plan.l4_sum_from = c.tucss
     plan.l4_sum_at = c.tucso
     plan.l4_sum_end = <uint16_t>(c.tucse + 1) if c.tucse and c.tucse < 0xffff else 0
@@ -576,6 +581,8 @@ cdef inline void tx_descriptor(E1000State *s, uint64_t d0, uint64_t d1) noexcept
         k.tse = (lower & TXD_TSE) != 0
         lower &= ~<uint32_t>TXD_IC
     else:
+        if not k.descs:
+            k.css = <uint8_t>(upper >> 8)               # of the first descriptor; CSO of the last (3.3.3)
         k.tse = False
     k.descs += 1
     if lower & TXD_VLE and s.mac[CTRL >> 2] & CTRL_VME and (k.tse or lower & TXD_EOP):
@@ -587,7 +594,6 @@ cdef inline void tx_descriptor(E1000State *s, uint64_t d0, uint64_t d1) noexcept
     if lower & TXD_IC and s.ways & WAY_LEGACY_CSUM:
         k.legacy_csum = True
         k.cso = <uint8_t>(lower >> 16)
-        k.css = <uint8_t>(upper >> 8)
     tx_complete(s)
 
 
@@ -930,7 +936,7 @@ cdef bint rx_frame(E1000State *s, RxRing *r, const RxFrame *f) noexcept nogil:
             desc_store(s, r, n, f.special, (f.status | RXD_EOP) if off >= f.total else f.status & RXD_VP,
                        f.errors if off >= f.total else 0)
         else:
-            desc_store(s, r, 0, f.special, 0, 0)    # skipped, but done
+            desc_store(s, r, 0, f.special, f.status & RXD_VP, 0)        # skipped, but done
         r.head += 1
         if r.head >= r.len:
             r.head = 0
@@ -954,7 +960,7 @@ cdef uint32_t chip_receive(NetClientState *nc, const Packet *pkts, uint32_t n) n
     cdef uint8_t prefix[18]
     cdef const uint8_t *h
     cdef const Packet *p
-    cdef uint32_t sizes[6]
+    cdef uint32_t sizes[7]
     cdef bint ok
     cdef RxRing r
     cdef RxFrame f
