@@ -28,8 +28,8 @@ MODULES: dict[str, list[str]] = {
 }
 
 CFLAGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unused-function", "-fvisibility=hidden"]
+CFLAGS += ["-include", "csrc/glibc217.h", "-O3"]
 LDFLAGS = ["-Wl,-s"]
-CFLAGS += ["-O3"]
 if os.environ.get("QNET_ASAN") == "1":                  # make asan
     LDFLAGS = ["-fsanitize=address,undefined"]
     CFLAGS += ["-O1", "-g", *LDFLAGS]
@@ -40,7 +40,7 @@ def extension(name: str, csrc: list[str]) -> Extension:
         name,
         [name.replace(".", "/") + ".pyx", *csrc],
         include_dirs=["csrc"],
-        depends=["csrc/csum.h", "csrc/gso.h", "csrc/parse.h"],
+        depends=["csrc/glibc217.h", "csrc/csum.h", "csrc/gso.h", "csrc/parse.h"],
         extra_compile_args=CFLAGS,
         extra_link_args=LDFLAGS,
     )

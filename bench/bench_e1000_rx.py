@@ -20,7 +20,8 @@ def bench_rx(cost, size: int, received: int) -> None:
         card = Card(system, 0, 8, RING)
         card.read(TPR)
         done = cost(
-            f"e1000_rx.{size}", lambda: source.drive(n), n, still=system.net.loop, prepare=lambda: card.offer(n), idle=lambda: source.drive(0)
+            f"e1000_rx.{size}", lambda: source.drive(n), n,
+            still=system.net.loop, prepare=lambda: card.offer(n), idle=lambda: source.drive(0),
         )
         assert card.read(TPR) == source.sent == done * n
         for k in range(n):

@@ -2,15 +2,6 @@
 # Plain structs and inline functions; no .pyx.
 from libc.stdint cimport uint32_t, uint64_t
 
-cdef extern from *:
-    """
-    #include <pthread.h>
-    #if defined(__x86_64__) && defined(__GLIBC__)
-    /* It moved from libpthread to libc in glibc 2.34; by its old version, a wheel built there runs on glibc 2.17 too. */
-    __asm__(".symver pthread_mutex_trylock, pthread_mutex_trylock@GLIBC_2.2.5");
-    #endif
-    """
-
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
         pass

@@ -38,8 +38,7 @@ with Net(clock=VirtualClock(), memory=ram) as net:
     guest = E1000Guest(nic, ram)
     guest.init(promiscuous=True)
     frame = bytes(range(12)) + b"\\x88\\xb5" + bytes(60)
-    guest.send(frame)
-    guest.kick()
+    guest.send([frame])
     print(guest.receive() == [frame[6:12] + frame[:6] + frame[12:]], echo.seen, echo.stats()["drops"])
     guest.close()
 print(qnet.__file__)
@@ -47,6 +46,7 @@ print(qnet.__file__)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_backend_compiled_against_the_wheel(bare_python: Callable[..., Path], tmp_path: Path) -> None:
     python = bare_python(f"{sys.version_info.major}.{sys.version_info.minor}", "Cython>=3.1,<4", "setuptools>=77")
     shutil.copy(HERE / "cimport_ext.pyx", tmp_path)

@@ -14,7 +14,7 @@ SOURCES = [p.relative_to(ROOT).as_posix() for p in (ROOT / "qnet").rglob("*") if
 BUILT = [p.relative_to(ROOT).with_suffix("").as_posix() for p in (ROOT / "qnet").rglob("*.pyx")]
 VERSIONS = ("3.11", "3.12", "3.13")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]       # the first one waits for `make wheel`
 
 
 @pytest.fixture(scope="module", params=VERSIONS)

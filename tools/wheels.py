@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +44,7 @@ def interpreters() -> dict[str, Path]:
 def run(*command: str | Path) -> None:
     done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
-        sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}")
+        raise SystemExit(f"{' '.join(map(str, command))}\n{done.stdout}")
 
 
 def build(dist: Path) -> None:
@@ -61,15 +62,19 @@ def build(dist: Path) -> None:
         [sdist] = Path(tmp).glob("qnet-*.tar.gz")
         shutil.copy(sdist, dist)
         print(f"{dist / sdist.name}")
-        for version, python in pythons.items():
-            raw = Path(tmp) / version
-            run(sys.executable, "-m", "pip", "--python", python, "wheel", "--no-deps", "--wheel-dir", raw, sdist)
-            [wheel] = raw.glob("qnet-*.whl")
-            repaired = raw / "repaired"
-            run(sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", repaired, wheel)
-            [wheel] = repaired.glob("qnet-*.whl")
-            shutil.copy(wheel, dist)
-            print(f"{dist / wheel.name}")
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for wheel in pool.map(lambda item: build_wheel(*item, sdist, Path(tmp)), pythons.items()):
+                shutil.copy(wheel, dist)
+                print(f"{dist / wheel.name}")
+
+
+def build_wheel(version: str, python: Path, sdist: Path, tmp: Path) -> Path:
+    raw, repaired = tmp / version / "raw", tmp / version / "repaired"
+    run(sys.executable, "-m", "pip", "--python", python, "wheel", "--no-deps", "--wheel-dir", raw, sdist)
+    [wheel] = raw.glob("qnet-*.whl")
+    run(sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", repaired, wheel)
+    [wheel] = repaired.glob("qnet-*.whl")
+    return wheel
 
 
 def main() -> None:
