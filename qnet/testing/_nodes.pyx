@@ -82,7 +82,8 @@ cdef class Source(NetClient):
     """Sends numbered frames of one size from memory laid out once; drops what it is sent.
 
     `size`: bytes of a frame, 22 at least. `pieces`: elements of each frame's iovec array, 1 to 4. `frame`: the bytes after which
-    each frame is made (bytes 14 to 22 become its number unless `numbered` is off), else a broadcast of ethertype 0x88B5 (IEEE 802 local experimental).
+    each frame is made (bytes 14 to 22 become its number unless `numbered` is off), else a broadcast of ethertype 0x88B5 (IEEE 802
+    local experimental).
     `offload`: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset. With flow control it stops while the peer has no room.
     Driven by one thread at a time.
     """
