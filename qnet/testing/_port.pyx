@@ -290,11 +290,15 @@ cdef class Port(NetClient):
         cdef int64_t more = -1 if n is None else n
         with nogil:
             context_enter(self.nc.ctx)
-            self.s.room = more if more < 0 or self.s.room < 0 else self.s.room + more
+            self.s.room = -1 if more < 0 or self.s.room < 0 else self.s.room + more
             self.s.owes_flush = False
             net_flush(&self.nc)
             context_leave(self.nc.ctx)
         self.context.run_deferred()
+
+    def flush(self):
+        """Say that there is room, true or not."""
+        self.room(0)
 
     @property
     def offloads(self) -> list:

@@ -32,6 +32,8 @@ cdef struct GateState:
     int mode
     Fifo held[4]                        # by direction
     uint64_t seen[4]
+    uint64_t held_now
+    uint64_t swallowed
     uint64_t dropped[DROP_REASONS]
 
 
@@ -42,12 +44,14 @@ cdef uint32_t gate_receive(NetFilter *f, NetClientState *sender, Packet *pkts, u
     cdef Frame *copy
     s.seen[side] += n
     if s.mode == DROP:
+        s.swallowed += n
         return 0
     if s.mode == HOLD:
         for i in range(n):
             copy = frame_copy(&pkts[i])
             if copy != NULL:
                 fifo_put(&s.held[side], copy)
+        s.held_now += n
         return 0
     if s.mode == LEAVE:
         net_filter_remove(f)
@@ -74,8 +78,12 @@ cdef uint32_t gate_release(NetFilter *f, int side) noexcept nogil:
     memset(&s.held[side], 0, sizeof(Fifo))
     if f.client != NULL:
         sender = f.client if side == FILTER_TX else f.client.peer
-    while it != NULL and sender != NULL:
-        n += net_pass_to_next(f, sender, &it.pkt, 1)
+    while it != NULL:
+        s.held_now -= 1
+        if sender != NULL:
+            n += net_pass_to_next(f, sender, &it.pkt, 1)
+        else:
+            s.swallowed += 1
         it = it.next
     fifo_pop(&held, 0xffffffff)
     return n
@@ -129,6 +137,16 @@ cdef class Gate(Filter):
     def seen(self) -> tuple:
         """Packets seen, (tx, rx) from the client's view."""
         return self.s.seen[FILTER_TX], self.s.seen[FILTER_RX]
+
+    @property
+    def held(self) -> int:
+        """Packets that wait for release()."""
+        return self.s.held_now
+
+    @property
+    def swallowed(self) -> int:
+        """Packets that went no further: dropped by this filter, or released when there was no link."""
+        return self.s.swallowed
 
     @property
     def dropped(self) -> dict:
