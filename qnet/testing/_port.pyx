@@ -286,11 +286,11 @@ cdef class Port(NetClient):
         return frames_to_python(f, self.last_offloads)
 
     def room(self, n):
-        """Make room for n more frames (None: no limit any more) and flush."""
+        """Make room for n more frames and flush. None: without a limit. A port without limit has one from then on, n."""
         cdef int64_t more = -1 if n is None else n
         with nogil:
             context_enter(self.nc.ctx)
-            self.s.room = -1 if more < 0 or self.s.room < 0 else self.s.room + more
+            self.s.room = more if more < 0 or self.s.room < 0 else self.s.room + more
             self.s.owes_flush = False
             net_flush(&self.nc)
             context_leave(self.nc.ctx)
@@ -298,7 +298,12 @@ cdef class Port(NetClient):
 
     def flush(self):
         """Say that there is room, true or not."""
-        self.room(0)
+        with nogil:
+            context_enter(self.nc.ctx)
+            self.s.owes_flush = False
+            net_flush(&self.nc)
+            context_leave(self.nc.ctx)
+        self.context.run_deferred()
 
     @property
     def offloads(self) -> list:
