@@ -6,11 +6,12 @@
     make bench-peer ARGS="--only-qnet --only c3"        # while tuning
 
 No guest runs. This script plays the driver: it writes descriptors and frames into guest memory and rings the doorbell once for a whole
-ring; the time of that register write, less the time of one that has nothing to do, divided by the packets, is the price of a packet.
+ring; the CPU time of that register write, less that of one that has nothing to do, divided by the packets, is the price of a packet.
 docs/performance.md says more. Needs QEMU (Debian package qemu-system-x86); no root.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from typing import Any
 
 import peer_cases
 from peer_cases import Case, Job, MakeSystem
+from peer_floor import FloorJob, build
 from peer_qemu import Qemu, QemuMissingError
 from peer_qnet import Qnet
 
@@ -36,16 +38,20 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} CPUs, Linux {os.uname().release}, Python {sys.version.split()[0]}, load {load:.1f}"
 
 
-def run_round(case: Case, systems: Sequence[MakeSystem], repeats: int, target_ms: float) -> list[list[float]]:
+def run_round(case: Case, systems: dict[str, MakeSystem], floor: ctypes.CDLL | None, args: argparse.Namespace) -> dict[str, list[float]]:
     """Set the case up on each system, which checks the work, and time it."""
-    jobs: list[Job] = []
+    jobs: dict[str, Job | FloorJob] = {}
     try:
-        for make in systems:
-            jobs.append(case.job(make, case.size, case.ring))
-        return peer_cases.measure(jobs, repeats, target_ms)
+        for label, make in systems.items():
+            job = case.job(make, case.size, case.ring)
+            jobs[label] = job
+        if floor is not None:
+            jobs["floor"] = FloorJob(floor, job.shape, len(job.receivers))
+        values = peer_cases.measure([*jobs.values()], args.repeats, args.target_ms)
+        return dict(zip(jobs, values, strict=True))
     finally:
-        for job in jobs:
-            job.finish()
+        for ready in jobs.values():
+            ready.finish()
 
 
 class Result:
@@ -55,11 +61,12 @@ class Result:
         self.case = case
         self.qemu: list[float] = []
         self.qnet: list[float] = []
+        self.floor: list[float] = []
 
-    def add(self, values: list[list[float]]) -> None:
-        self.qnet += values[-1]
-        if len(values) == 2:
-            self.qemu += values[0]
+    def add(self, values: dict[str, list[float]]) -> None:
+        self.qnet += values["qnet"]
+        self.qemu += values.get("qemu", [])
+        self.floor += values.get("floor", [])
 
     @property
     def qnet_ns(self) -> float:
@@ -84,7 +91,7 @@ class Result:
             self.case.text,
             f"{self.qemu_ns:.1f}" if self.qemu_ns else "-",
             f"{self.qnet_ns:.1f}",
-            f"{min(self.qnet):.1f}",
+            f"{statistics.median(self.floor):.1f}" if self.floor else "-",
             f"{ratio:.1f}" if ratio else "-",
             f"{goal.qemu / goal.goal:.1f}" if goal else "-",
             f"{goal.qemu / goal.done:.1f}" if goal else "-",
@@ -105,10 +112,11 @@ class Result:
             "done_ratio": goal.qemu / goal.done if goal else None,
             "qemu_all_ns": self.qemu,
             "qnet_all_ns": self.qnet,
+            "floor_all_ns": self.floor,
         }
 
 
-HEADS = ["case", "work", "QEMU ns", "qnet ns", "min", "ratio", "goal", "done at", "met"]
+HEADS = ["case", "work", "QEMU ns", "qnet ns", "floor", "ratio", "goal", "done at", "met"]
 
 
 def text_table(rows: Iterable[Sequence[str]]) -> str:
@@ -163,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for case in args.cases:
             print(f"{case.name:9} {case.text}, {case.size} bytes")
         return 0
-    systems: list[Callable[[int, bool], Any]] = [Qnet]
+    systems: dict[str, Callable[[int, bool], Any]] = {"qnet": Qnet}
     header = [machine(), time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())]
     if not args.only_qnet:
         try:
@@ -171,7 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except QemuMissingError as e:
             print(e, file=sys.stderr)
             return 2
-        systems.insert(0, Qemu)
+        systems = {"qemu": Qemu, **systems}
+    floor = build()
     allowed = os.sched_getaffinity(0)
     if not args.no_pin:
         # A wake-up of another CPU costs many times the work between QEMU and its driver, above all in a virtual machine.
@@ -181,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for number in range(args.rounds):
             for case in args.cases:
-                results[case.name].add(run_round(case, systems, args.repeats, args.target_ms))
+                results[case.name].add(run_round(case, systems, floor, args))
                 if sys.stderr.isatty():
                     print(f"\r\033[Kround {number + 1} of {args.rounds}: {case.name}", end="", file=sys.stderr, flush=True)
     finally:

@@ -7,7 +7,7 @@ timing the counters have to tell of every packet that was kicked.
 import gc
 import statistics
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from peer_driver import (
     BROADCAST,
@@ -22,6 +22,7 @@ from peer_driver import (
     TSO_SLOTS,
     TX_BUFFERS,
     Card,
+    Shape,
     System,
     check,
     checksums_right,
@@ -43,9 +44,9 @@ TSO_SEGMENTS = 90               # a kick; 3960 frames, so that they fit into a r
 class Job:
     """Work that is ready to be kicked, again and again."""
 
-    def __init__(self, system: System, sender: Card, receivers: Sequence[Card], descriptors: int, packets: int, size: int) -> None:
-        self.system, self.sender, self.receivers = system, sender, receivers
-        self.descriptors, self.packets, self.size = descriptors, packets, size
+    def __init__(self, system: System, sender: Card, receivers: Sequence[Card], shape: Shape) -> None:
+        self.system, self.sender, self.receivers, self.shape = system, sender, receivers, shape
+        self.packets, self.descriptors = shape.packets, shape.buffers * shape.descriptors
         self.kicks = 0
         self.before = system.delivered()
         for card in (sender, *receivers):
@@ -82,7 +83,8 @@ class Job:
             if self.before and after:
                 frames, octets = after[0] - self.before[0], after[1] - self.before[1]
                 check(frames == total, f"the sink got {frames} frames, not {total}")
-                check(octets == self.kicks * self.size, f"the sink got {octets} bytes, not {self.kicks * self.size}")
+                want = self.kicks * self.shape.octets
+                check(octets == want, f"the sink got {octets} bytes, not {want}")
         finally:
             self.system.close()
 
@@ -103,7 +105,7 @@ def _plain_job(make: MakeSystem, size: int, ring: int, receivers: int) -> Job:
             system.mem[TX_BUFFERS + k * SLOT : TX_BUFFERS + k * SLOT + size] = frame
         sender.load(b"".join(legacy(TX_BUFFERS + k * SLOT, size) for k in range(ring)))
         n = ring - 1
-        job = Job(system, sender, cards, n, n, n * size)
+        job = Job(system, sender, cards, Shape(TX_BUFFERS, SLOT, ring, n, size))
         job.kick()
         for card in cards:
             for k, frame in enumerate(frames[:n]):
@@ -142,7 +144,7 @@ def _checksum_setup(make: MakeSystem, size: int, ring: int, *, receiver: bool) -
         sender.kick(1)
         sender.load(b"".join(data(TX_BUFFERS + k * SLOT, size) for k in range(ring)))
         n = ring - 1
-        job = Job(system, sender, cards, n, n, n * size)
+        job = Job(system, sender, cards, Shape(TX_BUFFERS, SLOT, ring, n, size, summed=True))
         job.kick()
         for card in cards:
             for k in range(n):
@@ -188,8 +190,8 @@ def _tso_setup(make: MakeSystem, ring: int, *, receiver: bool) -> Job:
             frame = tcp_frame(TSO_PAYLOAD, k, segment=True)
             system.mem[at : at + len(frame)] = frame
         sender.load(b"".join(_tso_descriptors(TSO_BUFFERS + (k % slots) * TSO_SLOT) for k in range(ring // per)))
-        n = segments * TSO_FRAMES
-        job = Job(system, sender, cards, segments * per, n, segments * (TSO_PAYLOAD + TSO_FRAMES * TCP_HEADERS))
+        shape = Shape(TSO_BUFFERS, TSO_SLOT, slots, segments, TSO_PAYLOAD, per, TSO_MSS, TCP_HEADERS, summed=True)
+        job = Job(system, sender, cards, shape)
         job.kick()
         for card in cards:
             for k in range(segments):
@@ -272,7 +274,16 @@ def pick(only: str | None) -> list[Case]:
     return [c for c in CASES if c in chosen]
 
 
-def measure(jobs: Sequence[Job], repeats: int, target_ms: float) -> list[list[float]]:
+class Timed(Protocol):
+    """What can be measured: a Job, or the floor under it."""
+
+    packets: int
+
+    def kick(self) -> int: ...
+    def idle(self) -> int: ...
+
+
+def measure(jobs: Sequence[Timed], repeats: int, target_ms: float) -> list[list[float]]:
     """ns a packet of each job, `repeats` times; the jobs take turns, so that a machine that changes its speed does so for all.
 
     One repeat is k pairs of an idle doorbell and a kick; it counts (median kick - median idle) / packets.

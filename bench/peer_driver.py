@@ -5,12 +5,9 @@ and write, and how many frames its sink got.
 """
 
 import struct
-import time
 from collections.abc import Callable
 from mmap import mmap
-from typing import ClassVar, Protocol
-
-NOW = time.perf_counter_ns
+from typing import ClassVar, NamedTuple, Protocol
 
 RAM_SIZE = 112 << 20
 TX_BUFFERS = 0x02000000         # 2 KiB slots: 8 MiB with a ring of 4096, which no L2 cache holds
@@ -32,6 +29,29 @@ def rx_buffers(nic: int) -> int:
     return 0x03000000 + nic * 0x01000000
 
 
+class Shape(NamedTuple):
+    """The data of one kick."""
+
+    base: int                               # of the first buffer
+    slot: int                               # from buffer to buffer
+    slots: int                              # buffers before they come again
+    buffers: int                            # a kick
+    length: int                             # bytes of each
+    descriptors: int = 1                    # a buffer
+    piece: int = 1 << 16                    # bytes of a frame, at most; else the buffer is one frame
+    headers: int = 0                        # bytes before each piece
+    summed: bool = False                    # the card fills in checksums
+
+    @property
+    def packets(self) -> int:
+        return self.buffers * -(-self.length // self.piece)
+
+    @property
+    def octets(self) -> int:
+        """Bytes on the wire."""
+        return self.buffers * self.length + self.packets * self.headers
+
+
 class System(Protocol):
     """`nics` e1000s on one hub; with `sink`, one more port that leads to nobody who cares."""
 
@@ -42,6 +62,8 @@ class System(Protocol):
     def read(self, nic: int, register: int) -> int: ...
     def writer(self, nic: int) -> Callable[[int, int], object]:
         """write(register, value), which returns once all that it caused is done."""
+    def clock(self) -> int:
+        """CPU time of who does the work, ns: on a busy machine a long kick is interrupted more often than a short one."""
     def settle(self) -> None:
         """Wait until a receiver takes frames after a write to RCTL."""
     def delivered(self) -> tuple[int, int] | None:
@@ -133,7 +155,7 @@ class Card:
 
     def __init__(self, system: System, nic: int, tx: int, rx: int = 0) -> None:
         self.system, self.nic, self.tx, self.rx = system, nic, tx, rx
-        self.mem, self.write = system.mem, system.writer(nic)
+        self.mem, self.write, self.clock = system.mem, system.writer(nic), system.clock
         self.tail = self.sent = 0
         self.rx_head = self.rx_tail = 0
         write = self.write
@@ -165,12 +187,12 @@ class Card:
         self.mem[tx_ring(self.nic) : tx_ring(self.nic) + len(descriptors)] = descriptors
 
     def kick(self, descriptors: int) -> int:
-        """One doorbell for so many descriptors more; ns until it was answered."""
+        """One doorbell for so many descriptors more; ns that it took."""
         self.tail = tail = (self.tail + descriptors) % self.tx
-        write = self.write
-        start = NOW()
+        write, clock = self.write, self.clock
+        start = clock()
         write(TDT, tail)
-        return NOW() - start
+        return clock() - start
 
     def check_sent(self, packets: int) -> None:
         """So many packets left since the last time, and the ring says so."""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from peer_cases import CASES, Case
-from peer_driver import TDT, CheckError, checksums_right, rx_buffers, tcp_frame
+from peer_driver import SLOT, TDT, TX_BUFFERS, CheckError, Shape, checksums_right, rx_buffers, tcp_frame
+from peer_floor import FloorJob, build
 from peer_qnet import Qnet
 
 PEER = Path(__file__).resolve().parent.parent / "bench" / "peer.py"
@@ -116,6 +117,24 @@ def test_wrong_work_is_noticed(name: str, flaw: str, text: str, monkeypatch: pyt
     case = next(case for case in CASES if case.name == name)
     with pytest.raises(CheckError, match=text):
         case.job(Faulty, case.size, 256).finish()
+
+
+def test_the_floor_copies_what_it_claims() -> None:
+    library = build()
+    assert library is not None, "no C compiler"
+    shape = Shape(TX_BUFFERS, SLOT, 3, buffers=3, length=3000, piece=1460, headers=54)
+    floor = FloorJob(library, shape, receivers=2)
+    assert floor.packets == 9
+    source = bytes(k % 251 for k in range(shape.length))
+    floor.mem[TX_BUFFERS + SLOT : TX_BUFFERS + SLOT + shape.length] = source
+    floor.idle()
+    assert floor.mem[rx_buffers(1) + 4 * SLOT] == 0
+    floor.kick()
+    for receiver in (1, 2):
+        at = rx_buffers(receiver) + 3 * SLOT                    # frames 0 to 2 come from the first buffer
+        parts = [floor.mem[at + k * SLOT : at + k * SLOT + n] for k, n in enumerate((1460, 1460, 80))]
+        assert b"".join(parts) == source
+    floor.finish()
 
 
 def test_checksums_right_can_say_no() -> None:
