@@ -122,6 +122,7 @@ cdef struct NetClientState:
     NetClientState *peer
     NetContext *ctx
     void *opaque                        # the leaf's state
+    const char *name                    # NetClient.name in UTF-8; NULL before its constructor ran
     NetFilter *filters                  # front of the chain
     uint32_t takes                      # TAKE_*
     uint32_t max_frame                  # bytes; larger plain packets are dropped as oversize

@@ -6,6 +6,7 @@ The contract is in _fastpath.pxd. The context's lock is held in every function h
 """
 cimport cython
 from cpython.pythread cimport PyThread_get_thread_ident
+from cpython.unicode cimport PyUnicode_AsUTF8
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -845,6 +846,7 @@ cdef class NetClient:
 
     def __init__(self, Context context not None, str name="", str model="", **kwargs):
         self.name = name
+        self.nc.name = PyUnicode_AsUTF8(name)       # lives as long as the str
         self.model = model
         self.info_str = ""
 
