@@ -8,5 +8,6 @@ QN_OLD(pthread_rwlock_init);
 QN_OLD(pthread_rwlock_rdlock);
 QN_OLD(pthread_rwlock_wrlock);
 QN_OLD(pthread_rwlock_unlock);
+QN_OLD(pthread_sigmask);
 #undef QN_OLD
 #endif
