@@ -10,6 +10,8 @@ Cython.Compiler.Options.warning_errors = True
 
 CSUM = ["csrc/csum.c"]
 GSO = ["csrc/csum.c", "csrc/gso.c"]
+FDIO = ["csrc/fdio.c"]
+PCAP = ["csrc/fdio.c", "csrc/pcap.c"]
 
 # module -> C sources beside the .pyx of the same name
 MODULES: dict[str, list[str]] = {
@@ -17,8 +19,12 @@ MODULES: dict[str, list[str]] = {
     "qnet._fastpath": GSO,
     "qnet._host": [],
     "qnet._loop": [],
+    "qnet.backends._dump": PCAP,
+    "qnet.backends._fd": [],
     "qnet.backends._hub": [],
     "qnet.backends._slirp": [],
+    "qnet.backends._stream": FDIO,
+    "qnet.filters._filters": PCAP,
     "qnet.models._e1000": [],
     "qnet.models._e1000_rings": GSO,
     "qnet.testing._frames": [],
@@ -40,7 +46,7 @@ def extension(name: str, csrc: list[str]) -> Extension:
         name,
         [name.replace(".", "/") + ".pyx", *csrc],
         include_dirs=["csrc"],
-        depends=["csrc/glibc217.h", "csrc/csum.h", "csrc/gso.h", "csrc/parse.h"],
+        depends=[f"csrc/{name}.h" for name in ("csum", "fdio", "glibc217", "gso", "parse", "pcap")],
         extra_compile_args=CFLAGS,
         extra_link_args=LDFLAGS,
     )

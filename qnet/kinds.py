@@ -36,9 +36,12 @@ class Entry(NamedTuple):
 
 
 NET_CLIENT_INIT: dict[str, Backend] = {
+    "dump": Backend("qnet.backends.dump", "writes what its hub carries to a capture file; filter-dump is better", netdev=False),
     "hubport": Backend("qnet.backends.hubport", "a port of a hub, which joins several clients", legacy=False),
     "nic": Backend("qnet.backends.nic", "-net nic: asks the VMM for a NIC", netdev=False),
     "null": Backend("qnet.backends.null", "takes every packet and sends none"),
+    "pipe": Backend("qnet.backends.pipe", "frames over pipes or a stream socket, each behind its length"),
+    "socketpair": Backend("qnet.backends.socketpair", "frames are the messages of a socket in this process"),
     "user": Backend("qnet.backends.user", "a network behind a NAT in this process (libslirp); needs no privileges", host=True),
 }
 
@@ -50,7 +53,9 @@ NIC_MODELS: dict[str, Entry] = {
 
 NIC_ALIASES = {"e1000-82540em": "e1000"}
 
-FILTERS: dict[str, Entry] = {}
+FILTERS: dict[str, Entry] = {
+    "filter-dump": Entry("qnet.filters.dump", "writes what passes to a capture file: pcap or pcapng"),
+}
 
 # Kinds that QEMU knows and this table does not have: QEMU says the same of what its build left out.
 QEMU_KINDS = (

@@ -1,0 +1,9 @@
+from qnet._fastpath import NetClient
+from qnet._loop import Loop
+
+class FdClient(NetClient):
+    def __init__(self, loop: Loop, name: str, model: str, fd: int) -> None: ...
+    @property
+    def connected(self) -> bool: ...
+    @property
+    def error(self) -> str | None: ...
