@@ -25,6 +25,7 @@ NEEDS = {
     "root": (lambda: os.geteuid() == 0, "needs root"),
     "kvm": (lambda: os.access("/dev/kvm", os.R_OK | os.W_OK), "needs /dev/kvm"),
     "qemu": (lambda: shutil.which("qemu-system-x86_64") is not None, "needs qemu-system-x86_64"),
+    "tshark": (lambda: shutil.which("tshark") is not None, "needs tshark"),
 }
 
 

@@ -1,0 +1,19 @@
+import os
+from typing import Self
+
+from qnet._fastpath import NetClient
+from qnet._loop import Loop
+
+class DumpClient(NetClient):
+    path: str
+    maxlen: int
+    def __new__(cls, loop: Loop, name: str, path: str | os.PathLike[str], *, maxlen: int = 65536) -> Self: ...
+    def __init__(self, loop: Loop, name: str, path: str | os.PathLike[str], *, maxlen: int = 65536) -> None: ...
+    @property
+    def error(self) -> str | None: ...
+    @property
+    def frames(self) -> int: ...
+    @property
+    def missed(self) -> int: ...
+    @property
+    def writes(self) -> int: ...
