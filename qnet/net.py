@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Self
 
 from qnet import info
@@ -149,18 +149,21 @@ class Net:
         netdev_add("user,id=u0,restrict=on"), netdev_add('{"type": "user", "id": "u0"}'), netdev_add("user", id="u0", restrict=True)
         """
         with self._adding():
-            form, values = self._split(spec, options, "type")
-            if form is Form.KEYVAL:
-                form = Form.OPTS
+            form, values = self._split(spec, options, "type", dotted=_has_dotted_keys(spec))
             name = _take(values, "id")
             if name is None:
                 raise OptionError("Parameter 'id' is missing", "id= names the netdev, for netdev= of a NIC")
             kind = _take(values, "type")
-            check_id(name)
-            self._check_free(name, f"Duplicate ID '{name}'" + (" for netdev" if form is Form.OPTS else ""))
+            if form is Form.OPTS:
+                check_id(name)
+                self._check_free(name, f"Duplicate ID '{name}' for netdev")
             if kind is None:
                 raise OptionError("Parameter 'type' is missing", f"one of {', '.join(k for k, r in NET_CLIENT_INIT.items() if r.netdev)}")
-            return self._open(backend(kind, netdev=True), kind, name, form, values).clients[0]
+            row = backend(kind, netdev=True)
+            opts = _read(row, form, values)
+            check_id(name)
+            self._check_free(name, f"Duplicate ID '{name}'")
+            return self._open(row, kind, name, opts).clients[0]
 
     def netdev_del(self, name: str) -> None:
         """Delete a netdev. A NIC it is plugged into keeps a dead peer and a link that is down until the NIC goes (S50 to S53)."""
@@ -174,16 +177,10 @@ class Net:
                 raise OptionError(f"Device '{name}' is not a netdev", "-net made it: it goes with the network")
             raise DeviceNotFound(name, "a NIC is deleted with device_del()" if found else "")
 
-    def _open(self, row: Backend, kind: str, name: str, form: Form, values: Pairs | dict[str, Any], legacy: bool = False) -> _Netdev:
-        room = row.room
-        if row.keyval and isinstance(values, list):
-            form, values = Form.KEYVAL, parse_keyval(format_pairs(values))
-        if isinstance(values, list):
-            values = _ipv6_net(values)
-        options: Any = read_options(room.Options, form, values)
+    def _open(self, row: Backend, kind: str, name: str, options: Any, legacy: bool = False) -> _Netdev:
         hubs, ports = list(self._hubs), dict(self._hub_ports)
         try:
-            clients = list(room.open(self, name, options))
+            clients = list(row.room.open(self, name, options))
         except BaseException:
             self._hubs, self._hub_ports = hubs, ports
             raise
@@ -321,7 +318,7 @@ class Net:
             given = name
             name = name or self._unnamed_id()
             rest = [(key, value) for key, value in pairs if key not in ("type", "mac", "model")]
-            self._open(row, kind, name, Form.OPTS, rest)
+            self._open(row, kind, name, _read(row, Form.OPTS, rest))
             return self._take_slot(given, model, mac, name)
 
     def net_add(self, spec: str, /) -> NicSlot | None:
@@ -339,7 +336,7 @@ class Net:
                 return None
             row = backend(kind, netdev=False)
             slots = len(self._slots)
-            entry = self._open(row, kind, name or self._unnamed_id(), Form.OPTS, rest, legacy=True)
+            entry = self._open(row, kind, name or self._unnamed_id(), _read(row, Form.OPTS, rest), legacy=True)
             if kind == "nic":
                 del self._netdevs[entry.name]
                 return self._slots[slots]
@@ -434,9 +431,7 @@ class Net:
     def object_add(self, spec: Spec = None, /, **options: Any) -> NetFilter:
         """-object: put a filter into a netdev's chain (F1 to F3) and return it; its `on` is the property status."""
         with self._adding():
-            form, values = self._split(spec, options, "qom-type")
-            if form is not Form.JSON:
-                form, values = Form.KEYVAL, parse_keyval(spec if isinstance(spec, str) else "", "qom-type")
+            form, values = self._split(spec, options, "qom-type", dotted=True)
             kind, name = _take(values, "qom-type"), _take(values, "id")
             if kind is None:
                 raise OptionError("Parameter 'qom-type' is missing", "the kind of filter, such as filter-dump")
@@ -512,7 +507,8 @@ class Net:
                 client.set_link(up)
 
     def stats(self) -> list[dict[str, Any]]:
-        """For each client: name, type, index (its queue), peer's name or None, and NetClient.stats()."""
+        """For each client, and what stands in for a deleted one: name, type, index (its queue), peer (a name or None), and
+        NetClient.stats()."""
         with self._lock:
             index = self._index()
             return [
@@ -523,7 +519,7 @@ class Net:
                     "peer": client.peer.name if client.peer is not None else None,
                     **client.stats(),
                 }
-                for client in self._clients
+                for client in index
             ]
 
     def info_network(self) -> str:
@@ -678,8 +674,10 @@ class Net:
                 raise ValueError("the network is closed")
             yield
 
-    def _split(self, spec: Spec, options: dict[str, Any], implied: str) -> tuple[Form, Pairs | dict[str, Any]]:
-        """Text to pairs (OPTS), everything else to a dict (JSON)."""
+    def _split(
+        self, spec: Spec, options: dict[str, Any], implied: str, *, dotted: bool = False
+    ) -> tuple[Form, Pairs | dict[str, Any]]:
+        """What the user wrote, and in which form: pairs (OPTS) or a dict (KEYVAL, JSON)."""
         if isinstance(spec, Mapping):
             return Form.JSON, {**spec, **options}
         if spec is None:
@@ -690,6 +688,8 @@ class Net:
             if "," in spec or "=" in spec:
                 raise OptionError(f"options given as text ('{spec}') and as keywords", "use one of the two")
             return Form.JSON, {implied: spec, **options}
+        if dotted:
+            return Form.KEYVAL, parse_keyval(spec, implied)
         return Form.OPTS, parse_pairs(spec, implied)
 
     def _named(self, name: str) -> list[NetClient]:
@@ -719,8 +719,10 @@ class Net:
         return f"{model}.{n}"
 
     def _index(self) -> dict[NetClient, int]:
+        """Each client's place among its owner's; those that stand in for deleted ones come last."""
         groups: list[list[NetClient]] = [entry.clients for entry in self._netdevs.values()]
         groups += [device.clients for device in self._devices.values()]
+        groups += [device.ghosts for device in self._devices.values()]
         out = dict.fromkeys(self._clients, 0)
         for group in groups:
             out.update((client, i) for i, client in enumerate(group))
@@ -746,11 +748,26 @@ def _take(values: Pairs | dict[str, Any], key: str) -> str | None:
     return found[0] if found else None
 
 
+def _read(row: Backend, form: Form, values: Pairs | dict[str, Any]) -> Any:
+    """The options of a backend. Pairs that -nic cut out of a text may be dotted keys."""
+    if isinstance(values, list):
+        if row.keyval:
+            form, values = Form.KEYVAL, parse_keyval(format_pairs(values))
+        else:
+            values = _ipv6_net(values)
+    return read_options(row.room.Options, form, values)
+
+
+def _has_dotted_keys(spec: Spec) -> bool:
+    """Whether the text of a -netdev is of a kind with dotted keys (M9)."""
+    if not isinstance(spec, str):
+        return False
+    row = NET_CLIENT_INIT.get(_last(parse_pairs(spec, "type", warn=False), "type") or "")
+    return row is not None and row.keyval
+
+
 def _last(pairs: Pairs, key: str) -> str | None:
-    found = None
-    with suppress(StopIteration):
-        found = next(value for name, value in reversed(pairs) if name == key)
-    return found
+    return next((value for name, value in reversed(pairs) if name == key), None)
 
 
 def _ipv6_net(pairs: Pairs) -> Pairs:

@@ -79,7 +79,7 @@ def _value(text: str, at: int) -> tuple[str, int]:
         at = comma + 2
 
 
-def parse_pairs(text: str, implied: str | None = None) -> Pairs:
+def parse_pairs(text: str, implied: str | None = None, *, warn: bool = True) -> Pairs:
     """QEMU's option syntax to (name, value) pairs, in order: "user,id=u" with implied="type" gives type=user, id=u.
 
     A name alone means name=on, and noname means name=off; both are deprecated in QEMU and here, and logged.
@@ -98,7 +98,8 @@ def parse_pairs(text: str, implied: str | None = None) -> Pairs:
         else:
             at = end + 1
             short, name, value = name, name.removeprefix("no"), "off" if name.startswith("no") else "on"
-            log.warning("short-form boolean option '%s' deprecated; please use %s=%s instead", short, name, value)
+            if warn:
+                log.warning("short-form boolean option '%s' deprecated; please use %s=%s instead", short, name, value)
         pairs.append((name, value))
     return pairs
 

@@ -13,6 +13,7 @@ cdef struct HubState:
     NetClientState **ports
     uint32_t count
     bint flushing
+    bint asking
 
 
 cdef uint32_t hub_receive(NetClientState *nc, const Packet *pkts, uint32_t n) noexcept nogil:
@@ -25,13 +26,19 @@ cdef uint32_t hub_receive(NetClientState *nc, const Packet *pkts, uint32_t n) no
 
 
 cdef bint hub_can_receive(NetClientState *nc) noexcept nogil:
-    """True if any other port could send on; a port without a peer counts as able (H3)."""
+    """True if any other port could send on; a port without a peer, or with a way back into this hub, counts as able (H3)."""
     cdef HubState *hub = <HubState *>nc.opaque
+    cdef bint able = False
     cdef uint32_t i
+    if hub.asking:
+        return True
+    hub.asking = True
     for i in range(hub.count):
         if hub.ports[i] != nc and net_can_send(hub.ports[i]):
-            return True
-    return False
+            able = True
+            break
+    hub.asking = False
+    return able
 
 
 cdef void hub_resume(NetClientState *nc) noexcept nogil:
@@ -79,6 +86,7 @@ cdef class Hub:
         self.state.ports = NULL
         self.state.count = 0
         self.state.flushing = False
+        self.state.asking = False
 
     def __init__(self, Context context not None, int hub_id):
         self.context = context

@@ -181,6 +181,21 @@ def test_two_hubs_joined_twice_do_not_hold_the_lock_for_ever(hub, net, make):
     assert set(b.recv()) <= {frame(0), frame(1)}
 
 
+@pytest.mark.parametrize("hubs", [1, 2])
+def test_a_ring_of_hubs_can_be_asked_for_room(hub, net, make, hubs):
+    ring = [Hub(net, i) for i in range(hubs)]
+    (a,) = hub({"capacity": 0}, hub=ring[0])
+    ports = [make(HubPort, ring[i // 2 % hubs]) for i in range(2 * hubs)]
+    for i in range(1, 2 * hubs, 2):
+        ports[i].pair(ports[(i + 1) % (2 * hubs)])
+    for port in ports:
+        port.flush()
+        assert port.can_receive
+    a.send([frame(0)])
+    assert a.queued <= 10000
+    assert a.stats()["drops"] == {}
+
+
 def test_a_hub_port_joins_a_hub_of_its_own_network_only(net, make):
     other = Loop()
     try:
