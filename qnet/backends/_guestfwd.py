@@ -14,6 +14,7 @@ __all__ = ["Handler", "LoopThread", "Server"]
 
 log = logging.getLogger("qnet.user")
 
+BACKLOG = 1024
 PATIENCE = 2.0                      # seconds given to cancelled handlers
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[object]]
@@ -38,7 +39,7 @@ class Server:
         self.path = os.path.join(self.directory, "s")
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(self.path)
-        self.listener.listen(1024)
+        self.listener.listen(BACKLOG)
         self.thread = threading.Thread(target=self._accept, name="qnet-guestfwd", daemon=True)
         self.thread.start()
 

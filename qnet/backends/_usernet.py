@@ -277,7 +277,7 @@ def parse_hostfwd(rule: str, with_guest: bool = True) -> HostForward:
 
 
 def parse_guestfwd(rule: str) -> tuple[int, int, str]:
-    """[tcp]:server:port[-what]: (address as it lies in memory, port, what)."""
+    """[tcp]:server:port[-what]: (address, 0 if it was left out, port, what)."""
     m = re.fullmatch(r"(?:tcp)?:([^:]*):([^-]*)(?:-(.*))?", rule, re.DOTALL)
     port = _port(m[2], 1) if m is not None else None
     try:
@@ -286,4 +286,4 @@ def parse_guestfwd(rule: str) -> tuple[int, int, str]:
         address = None
     if m is None or port is None or address is None:
         raise OptionError(f"Invalid guest forwarding rule '{rule}'", "guestfwd=[tcp]:server:port-cmd:COMMAND, an IPv4 address")
-    return int(struct.unpack("=I", address.packed)[0]), port, m[3] or ""
+    return int(address), port, m[3] or ""

@@ -10,10 +10,13 @@ import os
 import pwd
 import shlex
 import shutil
+import socket
+import stat
 import struct
 import tempfile
 import weakref
 from collections.abc import Iterable
+from typing import NoReturn
 
 from qnet._fastpath import NetClient
 from qnet._loop import Loop
@@ -21,7 +24,7 @@ from qnet.backends._guestfwd import Handler, LoopThread, Server
 from qnet.backends._libslirp import library, slirp_config
 from qnet.backends._slirp import SlirpClient
 from qnet.backends._usernet import Options, addresses, check_text, ipv4, parse_guestfwd, parse_hostfwd
-from qnet.errors import DeviceNotFound, Error, OptionError, Unavailable
+from qnet.errors import Error, OptionError, Unavailable
 from qnet.rooms import Network
 
 __all__ = ["Handler", "Options", "UserClient", "hostfwd_add", "hostfwd_remove", "info_usernet", "open"]
@@ -61,6 +64,18 @@ class _Leavings:
 # ---------------------------------------------------------------------------------------------------------------------- client
 
 
+def _is_stale(path: str) -> bool:
+    """Whether this is a socket that nobody listens to: what a killed process leaves behind."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return stat.S_ISSOCK(os.lstat(path).st_mode)
+        except OSError:
+            return False
+        return False
+
+
 class UserClient(SlirpClient):
     """The netdev: forwards can be added and removed while it runs."""
 
@@ -71,6 +86,7 @@ class UserClient(SlirpClient):
         lib = library()
         with slirp_config(options, self.addresses) as config:
             super().__init__(loop, name, lib, lib.functions, config)
+        self._guestfwds: set[tuple[int, int]] = set()
         self._leavings = _Leavings()
         self._finalizer = weakref.finalize(self, self._leavings.close)
         self.info_str = f"net={self.addresses.net},restrict={'on' if options.restrict else 'off'}"
@@ -87,9 +103,12 @@ class UserClient(SlirpClient):
         """
         f = parse_hostfwd(rule)
         rc = self.add_hostfwd(f.host, f.guest, f.flags)
+        if rc == -errno.EADDRINUSE and f.path and _is_stale(f.path):
+            os.unlink(f.path)
+            rc = self.add_hostfwd(f.host, f.guest, f.flags)
         if rc < 0:
             hint = os.strerror(-rc)
-            if rc == -errno.EADDRINUSE:
+            if rc == -errno.EADDRINUSE and not f.path:
                 hint += "; another program or rule has this port; 0 takes any that is free"
             elif rc == -errno.EACCES and not f.path:
                 hint += "; ports below 1024 need CAP_NET_BIND_SERVICE"
@@ -116,6 +135,9 @@ class UserClient(SlirpClient):
         stdin and stdout.
         """
         address, port, what = parse_guestfwd(rule)
+        address = address or int(self.addresses.net) | 0x0204 & ~int(self.addresses.mask)
+        if (address, port) in self._guestfwds:                              # libslirp does not notice
+            self._conflict(rule)
         if handler is not None:
             if what:
                 raise OptionError(f"Invalid guest forwarding rule '{rule}'", "with a handler it ends after the port")
@@ -124,12 +146,12 @@ class UserClient(SlirpClient):
                     self._leavings.loop = LoopThread()
                 loop = self._leavings.loop.loop
             server = Server(handler, loop)
-            if self.add_guestfwd(address, port, os.fsencode(server.path), False) == 0:
+            if self._add_guestfwd(address, port, server.path, False):
                 self._leavings.servers.append(server)
                 return
             server.close()
         elif what.startswith("cmd:"):
-            if self.add_guestfwd(address, port, os.fsencode(what[4:]), True) == 0:
+            if self._add_guestfwd(address, port, what[4:], True):
                 return
         elif not what:
             raise OptionError(f"Invalid guest forwarding rule '{rule}'", "it needs -cmd:COMMAND, or a handler from Python")
@@ -138,17 +160,24 @@ class UserClient(SlirpClient):
                 f"Could not open guest forwarding device 'guestfwd.tcp.{port}'",
                 "there are no character devices here: -cmd:COMMAND, or a handler from Python",
             )
+        self._conflict(rule)
+
+    def _add_guestfwd(self, address: int, port: int, target: str, command: bool) -> bool:
+        if self.add_guestfwd(struct.unpack("=I", address.to_bytes(4, "big"))[0], port, os.fsencode(target), command) < 0:
+            return False
+        self._guestfwds.add((address, port))
+        return True
+
+    def _conflict(self, rule: str) -> NoReturn:
         raise OptionError(
             f"Conflicting/invalid host:port in guest forwarding rule '{rule}'",
-            f"an address of the guest's network that is neither host nor DNS, and each port once; the network is {self.addresses.net}",
+            f"an address of {self.addresses.net} that is neither host nor DNS, and each port once",
         )
 
     def start_smb(self, directory: str, server: str | None) -> None:
         """Offer a directory as \\\\server\\qemu: smbd, started for each connection to ports 139 and 445."""
-        a = self.addresses
-        address = a.net.packed if server is None else ipv4(server, "Failed to parse SMB address").packed
-        if server is None:
-            address = (int(a.net) | 0x0204 & ~int(a.mask)).to_bytes(4, "big")
+        net, mask = int(self.addresses.net), int(self.addresses.mask)
+        address = net | 0x0204 & ~mask if server is None else int(ipv4(server, "Failed to parse SMB address"))
         smbd = shutil.which("smbd") or shutil.which("smbd", path="/usr/sbin:/usr/local/sbin")
         if smbd is None:
             raise Unavailable("Could not find '/usr/sbin/smbd', please install it", "apt install samba")
@@ -159,10 +188,12 @@ class UserClient(SlirpClient):
         conf = os.path.join(private, "smb.conf")
         with os.fdopen(os.open(conf, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
             f.write(smb_conf(private, os.path.abspath(directory), pwd.getpwuid(os.geteuid()).pw_name))
-        command = os.fsencode(shlex.join([smbd, "-l", private, "-s", conf]))
+        command = shlex.join([smbd, "-l", private, "-s", conf])
         for port in (139, 445):
-            if self.add_guestfwd(struct.unpack("=I", address)[0], port, command, True) < 0:
-                raise OptionError("Conflicting/invalid smbserver address", f"an address of {a.net} that is neither host nor DNS")
+            if (address, port) in self._guestfwds or not self._add_guestfwd(address, port, command, True):
+                raise OptionError(
+                    "Conflicting/invalid smbserver address", f"an address of {self.addresses.net} that is neither host nor DNS"
+                )
 
 
 def smb_conf(private: str, directory: str, user: str) -> str:
@@ -234,7 +265,7 @@ def _find(clients: Iterable[NetClient], words: str, what: str) -> tuple[UserClie
         if not users:
             raise Error(f"unrecognized netdev id '{args[0]}'", "`info network` lists them")
     if not users:
-        raise DeviceNotFound("user", "there is no user netdev")
+        raise Error("user mode network stack not in use", "netdev_add user,id=... makes one")
     return users[0], args[-1]
 
 
