@@ -49,7 +49,7 @@ FLOORS = [
 GROUPS = [
     r"qnet\.testing(\..*)?",
     r"qnet\.models\._e1000(_regs|_rings)?",
-    r"qnet\.backends\._(slirp|libslirp|usernet|guestfwd)",
+    r"qnet\.backends\._(slirp|slirpguard|libslirp|usernet|guestfwd)",
 ]
 
 

@@ -19,6 +19,7 @@ from qnet._fastpath cimport (DROP_MALFORMED, DROP_QUEUE_FULL, NET_BURST, NET_QUE
 from qnet._iov cimport iov_gather, iovec
 from qnet._loop cimport (LOOP_IN, Loop, LoopState, Poller, Timer, Watch, loop_now, poller_add, poller_remove, poller_touch,
                          timer_cancel, timer_init, timer_set, watch_add, watch_init, watch_remove)
+from qnet.backends._slirpguard cimport GUARD_DROP, GUARD_URGENT, Verdict, guard_look, guard_strip_urgent
 
 import logging
 
@@ -567,6 +568,7 @@ cdef uint32_t slirp_receive(NetClientState *nc, const Packet *pkts, uint32_t n) 
     cdef SlirpState *s = <SlirpState *>nc.opaque
     cdef const Packet *p
     cdef const uint8_t *data
+    cdef Verdict verdict
     cdef bint other = False
     cdef uint32_t i
     if s.sending:
@@ -574,17 +576,22 @@ cdef uint32_t slirp_receive(NetClientState *nc, const Packet *pkts, uint32_t n) 
     slirp_enter(s, True)
     for i in range(n):
         p = &pkts[i]
-        if p.size < ETH_HLEN:
+        data = <const uint8_t *>p.iov[0].iov_base
+        if p.iovcnt > 1:
+            iov_gather(p.iov, p.iovcnt, 0, s.scratch, p.size)
+            data = s.scratch
+        verdict = guard_look(data, p.size) if p.size >= ETH_HLEN else GUARD_DROP
+        if verdict == GUARD_DROP:
             net_drop(nc, p, 1, False, DROP_MALFORMED)
             continue
-        if p.iovcnt == 1:
-            data = <const uint8_t *>p.iov[0].iov_base
-        else:
-            iov_gather(p.iov, p.iovcnt, 0, s.scratch, p.size)
+        if verdict == GUARD_URGENT:
+            if data != s.scratch:
+                memcpy(s.scratch, data, p.size)
+            guard_strip_urgent(s.scratch)
             data = s.scratch
         if be16(data + 12) != ETH_P_IP:
             other = True
-        elif p.size >= ETH_HLEN + 8 and be16(data + ETH_HLEN + 6) & 0x3fff:
+        elif be16(data + ETH_HLEN + 6) & 0x3fff:
             s.fragment_ms = s.ms
         s.api.input(s.slirp, data, <int>p.size)
     if other:
