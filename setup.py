@@ -22,7 +22,7 @@ MODULES: dict[str, list[str]] = {
     "qnet.backends._dump": PCAP,
     "qnet.backends._fd": [],
     "qnet.backends._hub": [],
-    "qnet.backends._slirp": [],
+    "qnet.backends._slirp": [*CSUM, "csrc/ipreass.c"],
     "qnet.backends._stream": FDIO,
     "qnet.filters._filters": PCAP,
     "qnet.models._e1000": [],
@@ -46,7 +46,7 @@ def extension(name: str, csrc: list[str]) -> Extension:
         name,
         [name.replace(".", "/") + ".pyx", *csrc],
         include_dirs=["csrc"],
-        depends=[f"csrc/{name}.h" for name in ("csum", "fdio", "glibc217", "gso", "parse", "pcap")],
+        depends=[f"csrc/{name}.h" for name in ("csum", "fdio", "glibc217", "gso", "ipreass", "parse", "pcap")],
         extra_compile_args=CFLAGS,
         extra_link_args=LDFLAGS,
     )

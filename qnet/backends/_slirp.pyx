@@ -14,12 +14,12 @@ from posix.unistd cimport close
 
 from qnet._context cimport Deferred, context_cancel, context_defer, context_enter, context_leave
 from qnet._eth cimport ETH_HLEN, ETH_P_IP, be16
-from qnet._fastpath cimport (DROP_MALFORMED, DROP_QUEUE_FULL, NET_BURST, NET_QUEUE_BYTES, NetClient, NetClientOps, NetClientState,
-                             Packet, net_drop, net_flush, net_send)
-from qnet._iov cimport iov_gather, iovec
+from qnet._fastpath cimport (DROP_MALFORMED, DROP_NO_BUFFER, DROP_QUEUE_FULL, NET_BURST, NET_QUEUE_BYTES, NetClient,
+                             NetClientOps, NetClientState, Packet, net_drop, net_flush, net_send)
+from qnet._iov cimport iovec
 from qnet._loop cimport (LOOP_IN, Loop, LoopState, Poller, Timer, Watch, loop_now, poller_add, poller_remove, poller_touch,
                          timer_cancel, timer_init, timer_set, watch_add, watch_init, watch_remove)
-from qnet.backends._slirpguard cimport GUARD_DROP, GUARD_URGENT, Verdict, guard_look, guard_strip_urgent
+from qnet.backends._slirpguard cimport GUARD_DROP, GUARD_PASS, MTU, Guard, Verdict, guard_take, qn_reass_free
 
 import logging
 
@@ -48,13 +48,11 @@ cdef extern from "<pthread.h>" nogil:
 log = logging.getLogger("qnet.user")
 
 cdef enum:
-    MTU = 1500                      # libslirp's default, both ways
     EVENTS = 64
     OUT_KEEP = 262144               # bytes of outgoing frames that stay allocated
     PAUSE_QUEUE = 128               # packets waiting in the peer's queue at which sockets are left unread
     TICK_MS = 100                   # a timeout of libslirp's from here on is its half-second tick: something may expire
     NOTHING_MS = 1000               # ... and from here on says that nothing does
-    FRAGMENT_MS = 32000             # by then libslirp's ticks have expired an IP fragment (60 of them)
 
 cdef enum:                          # libslirp.h: SLIRP_POLL_*
     POLL_IN = 1
@@ -151,11 +149,10 @@ cdef struct SlirpState:
     size_t out_len
     size_t out_cap
     int64_t active_ms               # when a frame or a socket kept libslirp busy last
-    int64_t fragment_ms             # when the guest sent an IP fragment last: those expire by ticks alone
     uint64_t guest_errors
     char last_error[160]
     Deferred node
-    uint8_t scratch[MTU + ETH_HLEN]
+    Guard guard
 
 # libslirp keeps the time in one variable of the process. Networks on the host's clock agree about it and share the lock; one with a
 # virtual clock takes it alone. Whoever finds another's time there tells libslirp its own first. The lock is the last one taken:
@@ -445,7 +442,7 @@ cdef int64_t next_event_ms(SlirpState *s, int64_t tick) noexcept nogil:
     cdef char *line
     cdef char *state
     cdef char *end
-    if now - s.active_ms < tick or now - s.fragment_ms < FRAGMENT_MS:
+    if now - s.active_ms < tick:
         return tick
     slirp_enter(s, False)
     text = s.api.connection_info(s.slirp)
@@ -566,8 +563,7 @@ cdef void slirp_timer_expire(void *opaque) noexcept nogil:
 cdef uint32_t slirp_receive(NetClientState *nc, const Packet *pkts, uint32_t n) noexcept nogil:
     """Frames from the guest; the core saw to it that they are plain and not longer than MTU and header."""
     cdef SlirpState *s = <SlirpState *>nc.opaque
-    cdef const Packet *p
-    cdef const uint8_t *data
+    cdef Guard *g = &s.guard
     cdef Verdict verdict
     cdef bint other = False
     cdef uint32_t i
@@ -575,25 +571,13 @@ cdef uint32_t slirp_receive(NetClientState *nc, const Packet *pkts, uint32_t n) 
         return 0
     slirp_enter(s, True)
     for i in range(n):
-        p = &pkts[i]
-        data = <const uint8_t *>p.iov[0].iov_base
-        if p.iovcnt > 1:
-            iov_gather(p.iov, p.iovcnt, 0, s.scratch, p.size)
-            data = s.scratch
-        verdict = guard_look(data, p.size) if p.size >= ETH_HLEN else GUARD_DROP
-        if verdict == GUARD_DROP:
-            net_drop(nc, p, 1, False, DROP_MALFORMED)
-            continue
-        if verdict == GUARD_URGENT:
-            if data != s.scratch:
-                memcpy(s.scratch, data, p.size)
-            guard_strip_urgent(s.scratch)
-            data = s.scratch
-        if be16(data + 12) != ETH_P_IP:
-            other = True
-        elif be16(data + ETH_HLEN + 6) & 0x3fff:
-            s.fragment_ms = s.ms
-        s.api.input(s.slirp, data, <int>p.size)
+        verdict = guard_take(g, &pkts[i], s.ms)
+        nc.stats.drops[<int>DROP_NO_BUFFER] += g.lost
+        if verdict == GUARD_PASS:
+            other |= be16(g.data + 12) != ETH_P_IP
+            s.api.input(s.slirp, g.data, <int>g.size)
+        elif verdict == GUARD_DROP:
+            net_drop(nc, &pkts[i], 1, False, DROP_MALFORMED)
     if other:
         tell_time(s)                # an ARP or neighbour answer frees packets that wait for it, when libslirp looks after them
     slirp_leave(s)
@@ -634,6 +618,8 @@ cdef void slirp_client_cleanup(NetClientState *nc) noexcept nogil:
         close(s.epfd)
         s.epfd = -1
     context_cancel(nc.ctx, &s.node)
+    qn_reass_free(s.guard.reass)
+    s.guard.reass = NULL
     free(s.out)
     free(s.polled)
     free(s.known)
@@ -673,7 +659,6 @@ cdef class SlirpClient(NetClient):
         memset(&self.s, 0, sizeof(self.s))
         self.s.epfd = -1
         self.s.ms = -1
-        self.s.fragment_ms = -FRAGMENT_MS
         self.s.nc = &self.nc
         self.s.loop = &loop.loop
         self.s.node.owner = <void *>self

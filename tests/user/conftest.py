@@ -371,11 +371,3 @@ def guest() -> Iterator[Callable[..., Guest]]:
     breaches = [g.port.breaches for g in guests if g.port.breaches]
     guests.clear()
     assert not breaches
-
-
-@pytest.fixture(autouse=True)
-def no_threads_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    left = [thread.name for thread in threading.enumerate() if thread not in before and thread.is_alive()]
-    assert not left
