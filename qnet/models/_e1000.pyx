@@ -4,7 +4,7 @@ Written from the Intel 8254x software developer's manual (sections in brackets) 
 Y, L of the project's notes). Interrupts and rings are in _e1000_rings.pyx; models/e1000.py is the PCI function around it all.
 """
 cimport cython
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -12,7 +12,7 @@ from qnet._context cimport context_enter, context_leave
 from qnet._eth cimport ETH_ZLEN
 from qnet._fastpath cimport Context, NetClient, NetClientOps, NetClientState, net_flush
 from qnet._host cimport GuestMemory, IrqLine
-from qnet._loop cimport Loop, loop_now, timer_cancel, timer_init, timer_set
+from qnet._loop cimport Loop, Timer, loop_now, timer_cancel, timer_init, timer_set
 from qnet.models._e1000_regs cimport *
 from qnet.models._e1000_rings cimport *
 
@@ -671,6 +671,115 @@ cdef class E1000Chip(NetClient):
             context_leave(self.nc.ctx)
         self.context.run_deferred()
 
+    def get_state(self) -> dict:
+        """Everything the guest could tell apart, as plain values; set_state() takes it back. Deadlines are ns from now, -1: not set."""
+        cdef E1000State *c = <E1000State *>malloc(sizeof(E1000State))
+        cdef uint8_t *packet = <uint8_t *>malloc(NET_MAX_TSO)
+        cdef int64_t now
+        cdef bint link_down
+        if c == NULL or packet == NULL:
+            free(c)
+            free(packet)
+            raise MemoryError
+        with nogil:
+            context_enter(self.nc.ctx)
+            memcpy(c, &self.s, sizeof(E1000State))
+            memcpy(packet, self.s.tx_buf, NET_MAX_TSO)
+            now = loop_now(self.s.loop)
+            link_down = self.nc.link_down
+            context_leave(self.nc.ctx)
+        state = {
+            "mac": [c.mac[i] for i in range(MAC_REGS)], "phy": list(c.phy), "eeprom": list(c.eeprom), "io_addr": c.io_addr,
+            "ee_in": c.ee_in, "ee_bits_in": c.ee_bits_in, "ee_bits_out": c.ee_bits_out, "ee_reading": bool(c.ee_reading),
+            "ee_last": c.ee_last, "rx_bufsize": c.rx_bufsize, "rx_min_shift": c.rx_min_shift,
+            "sum_ctx": get_context(&c.sum_ctx), "tso_ctx": get_context(&c.tso_ctx),
+            "packet": (<char *>packet)[:c.pkt.size if c.pkt.nfrag else 0], "descs": c.pkt.descs, "popts": c.pkt.popts,
+            "lost": bool(c.pkt.lost), "tse": bool(c.pkt.tse), "vlan": bool(c.pkt.vlan), "vlan_tci": c.pkt.vlan_tci,
+            "line": c.line, "window": bool(c.window), "ide": bool(c.ide), "link_down": bool(link_down),
+            "mit_left": left(&c.mit_timer, now), "an_left": left(&c.an_timer, now), "rx_left": left(&c.rx_timer, now),
+        }
+        free(c)
+        free(packet)
+        return state
+
+    def set_state(self, dict state):
+        """Take a state of get_state(). Every value is checked by its type's range before anything changes; then the link, the line
+        and what waits for the chip follow."""
+        cdef E1000State *c = <E1000State *>calloc(1, sizeof(E1000State))
+        cdef bytes packet = state["packet"]
+        cdef const char *body = packet
+        cdef int64_t mit_left = state["mit_left"]
+        cdef int64_t an_left = state["an_left"]
+        cdef int64_t rx_left = state["rx_left"]
+        cdef bint link_down = state["link_down"]
+        cdef int64_t now
+        cdef uint32_t i
+        if c == NULL:
+            raise MemoryError
+        try:
+            if len(packet) > NET_MAX_TSO:
+                raise ValueError("a packet in flight has at most 69632 bytes")
+            for i, value in enumerate(state["mac"]):
+                c.mac[i & (MAC_REGS - 1)] = value
+            for i in range(32):
+                c.phy[i] = state["phy"][i]
+            for i in range(64):
+                c.eeprom[i] = state["eeprom"][i]
+            c.io_addr = state["io_addr"]
+            c.ee_in = state["ee_in"]
+            c.ee_bits_in = state["ee_bits_in"]
+            c.ee_bits_out = state["ee_bits_out"]
+            c.ee_reading = state["ee_reading"]
+            c.ee_last = state["ee_last"]
+            c.rx_bufsize = state["rx_bufsize"]
+            c.rx_min_shift = state["rx_min_shift"]
+            if c.rx_bufsize not in (256, 512, 1024, 2048, 4096, 8192, 16384) or not 1 <= c.rx_min_shift <= 4:
+                raise ValueError("no receive buffer size or threshold that RCTL can give")
+            set_context(&c.sum_ctx, state["sum_ctx"])
+            set_context(&c.tso_ctx, state["tso_ctx"])
+            c.pkt.size = <uint32_t>len(packet)
+            c.pkt.nfrag = c.pkt.in_buf = len(packet) > 0
+            c.pkt.descs = state["descs"]
+            c.pkt.popts = state["popts"]
+            c.pkt.lost = state["lost"]
+            c.pkt.tse = state["tse"]
+            c.pkt.vlan = state["vlan"]
+            c.pkt.vlan_tci = state["vlan_tci"]
+            c.line = 1 if state["line"] else 0
+            c.window = state["window"] and mit_left >= 0
+            c.ide = state["ide"]
+            with nogil:
+                context_enter(self.nc.ctx)
+                memcpy(self.s.mac, c.mac, sizeof(c.mac))
+                memcpy(self.s.phy, c.phy, sizeof(c.phy))
+                memcpy(self.s.eeprom, c.eeprom, sizeof(c.eeprom))
+                self.s.io_addr = c.io_addr
+                self.s.ee_in = c.ee_in
+                self.s.ee_bits_in = c.ee_bits_in
+                self.s.ee_bits_out = c.ee_bits_out
+                self.s.ee_reading = c.ee_reading
+                self.s.ee_last = c.ee_last
+                self.s.rx_bufsize = c.rx_bufsize
+                self.s.rx_min_shift = c.rx_min_shift
+                self.s.sum_ctx = c.sum_ctx
+                self.s.tso_ctx = c.tso_ctx
+                self.s.pkt = c.pkt
+                memcpy(self.s.tx_buf, body, c.pkt.size)
+                self.s.line = c.line
+                self.s.window = c.window
+                self.s.ide = c.ide
+                self.nc.link_down = link_down
+                now = loop_now(self.s.loop)
+                set_left(&self.s.mit_timer, now, mit_left)
+                set_left(&self.s.an_timer, now, an_left)
+                set_left(&self.s.rx_timer, now, rx_left)
+                sync_irq(&self.s)
+                net_flush(&self.nc)
+                context_leave(self.nc.ctx)
+        finally:
+            free(c)
+        self.context.run_deferred()
+
     @property
     def irq_level(self) -> int:
         """Level of the interrupt line, for VMMs that poll."""
@@ -700,6 +809,27 @@ cdef class E1000Chip(NetClient):
                 out.append(int(self.s.mac[(RA >> 2) + i]).to_bytes(4, "little") +
                            int(self.s.mac[(RA >> 2) + i + 1] & 0xffff).to_bytes(2, "little"))
         return out
+
+
+cdef tuple get_context(const TxContext *c):
+    return (c.ipcss, c.ipcso, c.ipcse, c.tucss, c.tucso, c.tucse, c.paylen, c.hdr_len, c.mss, c.ip, c.tcp)
+
+
+cdef int set_context(TxContext *c, tuple v) except -1:
+    c.ipcss, c.ipcso, c.ipcse, c.tucss, c.tucso, c.tucse, c.paylen, c.hdr_len, c.mss, c.ip, c.tcp = v
+    return 0
+
+
+cdef int64_t left(const Timer *t, int64_t now) noexcept:
+    if t.slot < 0:
+        return -1
+    return t.deadline - now if t.deadline > now else 0
+
+
+cdef void set_left(Timer *t, int64_t now, int64_t ns) noexcept nogil:
+    timer_cancel(t)
+    if ns >= 0:
+        timer_set(t, now + ns)
 
 
 cdef int check_size(uint32_t size) except -1:

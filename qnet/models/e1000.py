@@ -6,8 +6,9 @@ import struct
 from typing import Any, NamedTuple
 
 from qnet._host import GuestMemory, IrqLine
-from qnet.errors import OptionError
+from qnet.errors import Error, OptionError
 from qnet.models._e1000 import FEATURES, WAYS, E1000Chip
+from qnet.models._e1000_state import pack, unpack
 from qnet.models.pci import COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, Bar, PciFunction
 from qnet.options import BOOL, STR, Choice, NicOptions, opt
 
@@ -97,6 +98,7 @@ class E1000(E1000Chip):
             has=sum(bit for feature, bit in FEATURES.items() if getattr(options, feature.replace("-", "_"))),
         )
         self.mac = mac
+        self._options = options
         self.bootindex = options.bootindex
         self.pci = PciFunction(
             vendor=0x8086,
@@ -157,6 +159,25 @@ class E1000(E1000Chip):
         """The reset of the PCI bus (4.9)."""
         self.pci.reset()
         self.reset_chip()
+
+    def save(self) -> bytes:
+        """The device's state, with a packet in flight and running timers, in QEMU's migration format (docs/e1000.md)."""
+        return pack(
+            self.get_state(),
+            self.pci.stored,
+            mitigation=self._options.mitigation,
+            full_mac=self._options.extra_mac_registers,
+            tso=self._options.migrate_tso_props,
+        )
+
+    def load(self, data: bytes) -> None:
+        """Take a state that save() of the same model returned. qnet.Error for anything else; the device is as it was then."""
+        state, config = unpack(bytes(data), self.get_state())
+        if config[:4] != self.pci.stored[:4]:
+            found = ":".join(f"{x:04x}" for x in struct.unpack("<HH", config[:4]))
+            raise Error(f"state of PCI device {found} does not fit {self.model}", "load it into the model that saved it")
+        self.set_state(state)
+        self.pci.stored = config
 
 
 def _rom(options: Options) -> bytes:

@@ -89,13 +89,13 @@ class PciFunction:
         return self._get(COMMAND, 2)
 
     @property
-    def config(self) -> bytes:
-        """All 256 bytes as the bus sees them."""
-        return self.read(0, 256).to_bytes(256, "little")
+    def stored(self) -> bytes:
+        """The 256 bytes as they are kept: what a saved state holds."""
+        return bytes(self._config)
 
-    @config.setter
-    def config(self, data: bytes) -> None:
-        """Restore writable and clearable bits from a saved configuration; the rest stays this function's own."""
+    @stored.setter
+    def stored(self, data: bytes) -> None:
+        """Restore writable and clearable bits; the rest stays this function's own."""
         if len(data) != 256:
             raise ValueError(f"a configuration space has 256 bytes, not {len(data)}")
         for i, byte in enumerate(data):
