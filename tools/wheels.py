@@ -63,7 +63,8 @@ def build(dist: Path) -> None:
         shutil.copy(sdist, dist)
         print(f"{dist / sdist.name}")
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for wheel in pool.map(lambda item: build_wheel(*item, sdist, Path(tmp)), pythons.items()):
+            jobs = [pool.submit(build_wheel, version, python, sdist, Path(tmp)) for version, python in pythons.items()]
+            for wheel in (job.result() for job in jobs):
                 shutil.copy(wheel, dist)
                 print(f"{dist / wheel.name}")
 
