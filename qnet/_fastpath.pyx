@@ -7,7 +7,7 @@ The contract is in _fastpath.pxd. The context's lock is held in every function h
 cimport cython
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.unicode cimport PyUnicode_AsUTF8
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -390,20 +390,21 @@ cdef inline bint plain_for(NetClientState *to, const Packet *pkts, uint32_t n, u
     cdef uint32_t needs = 0
     cdef uint32_t size
     cdef uint32_t offloads = 0
-    cdef uint32_t least = to.min_frame if to.min_frame else 1
-    cdef uint32_t span = to.max_frame - least
+    cdef int64_t least = to.min_frame if to.min_frame else 1
+    cdef int64_t most = to.max_frame
+    cdef int64_t odd = 0            # negative: some packet is out of bounds
     cdef uint64_t total = 0
-    cdef bint odd = to.max_frame < least
     for i in range(n):
         size = pkts[i].size
         total += size
-        offloads |= (pkts[i].off.flags & OFF_NEEDS_CSUM) | pkts[i].off.gso_type
-        odd |= (size - least > span) | (pkts[i].iovcnt > NET_MAX_IOV)
+        offloads |= pkts[i].off.flags | (<uint32_t>pkts[i].off.gso_type << 8)
+        odd |= (<int64_t>size - least) | (most - <int64_t>size) | (NET_MAX_IOV - <int64_t>pkts[i].iovcnt)
+    offloads &= 0xff00 | OFF_NEEDS_CSUM
     nbytes[0] = total
     if offloads:
         for i in range(n):
             needs |= needs_of(&pkts[i])
-    return not odd and not needs & ~to.takes
+    return odd >= 0 and not needs & ~to.takes
 
 
 cdef void drain(NetClientState *to) noexcept nogil:
