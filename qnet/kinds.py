@@ -77,9 +77,10 @@ def backend(kind: str, *, netdev: bool) -> Backend:
         return usable[kind]
     if row is not None and not netdev:
         raise OptionError(f"network backend '{kind}' is only supported with -netdev/-nic", "use netdev_add")
-    if row is not None or kind in QEMU_KINDS:
-        raise OptionError(f"network backend '{kind}' is not compiled into this binary", _near(kind, usable))
-    raise OptionError(f"Parameter 'type' does not accept value '{kind}'", _near(kind, usable))
+    hint = "-net takes it: net_add()" if row is not None else _near(kind, usable)
+    if kind == "nic" or kind in QEMU_KINDS:
+        raise OptionError(f"network backend '{kind}' is not compiled into this binary", hint)
+    raise OptionError(f"Parameter 'type' does not accept value '{kind}'", hint)
 
 
 def nic_model(name: str, text: str = "'{}' is not a valid device model name") -> str:
@@ -108,9 +109,10 @@ def _listing(title: str, rows: Mapping[str, str]) -> str:
 
 
 def netdev_help(kind: str | None = None) -> str:
-    """The kinds of -netdev, one a line, or the options of one."""
+    """The kinds of -netdev, one a line, or the options of one kind of -netdev or -net."""
     if kind is not None:
-        return "\n".join([f"{kind} options:", *help_lines(backend(kind, netdev=True).room.Options)])
+        row = backend(kind, netdev=kind not in NET_CLIENT_INIT or NET_CLIENT_INIT[kind].netdev)
+        return "\n".join([f"{kind} options:", *help_lines(row.room.Options)])
     rows = {name: row.summary for name, row in sorted(NET_CLIENT_INIT.items()) if row.netdev}
     return _listing("Available netdev backend types:", rows)
 

@@ -489,6 +489,12 @@ class Net:
 
     # ------------------------------------------------------------------------------------------------------- what there is
 
+    @property
+    def clients(self) -> tuple[NetClient, ...]:
+        """All clients, in order of creation."""
+        with self._lock:
+            return tuple(self._clients)
+
     def client(self, name: str) -> NetClient:
         """The first client of this name, in order of creation (S1)."""
         with self._lock:

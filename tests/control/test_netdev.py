@@ -39,6 +39,7 @@ def test_all_forms_make_the_same(net, spec, options):
         ("null,,id=a,id=b", "Parameter 'type' does not accept value 'null,id=a'"),
         ("nic,id=a", "network backend 'nic' is not compiled into this binary"),
         ("none,id=a", "network backend 'none' is not compiled into this binary"),
+        ("dump,id=a,file=/nowhere", "Parameter 'type' does not accept value 'dump'"),
         ("netmap,id=a", "network backend 'netmap' is not compiled into this binary"),
         ("hubport,id=a", "Parameter 'hubid' is missing"),
         ("hubport,id=a,hubid=0,netdev=zz", "netdev 'zz' not found"),
