@@ -5,6 +5,7 @@ Clients, peers, bursts, queues, flush and purge, link state, filters, and the so
 The contract is in _fastpath.pxd. The context's lock is held in every function here that takes a NetClientState.
 """
 cimport cython
+from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.unicode cimport PyUnicode_AsUTF8
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -22,8 +23,9 @@ cdef extern from "csum.h" nogil:
 cdef extern from "gso.h" nogil:
     struct qn_gso_plan:
         uint16_t hdr_len
+        uint16_t mss
     struct qn_gso:
-        pass
+        size_t left
     int qn_gso_plan_vnet(qn_gso_plan *plan, const iovec *iov, unsigned iovcnt, size_t size, unsigned gso_type,
                          unsigned gso_size, unsigned csum_start, unsigned csum_offset)
     int qn_gso_start(qn_gso *g, const qn_gso_plan *plan, const iovec *iov, unsigned iovcnt, size_t size)
@@ -217,24 +219,40 @@ cdef inline uint32_t receive_burst(NetClientState *to, const Packet *pkts, uint3
 
 cdef struct Scratch:
     Packet out[NET_BURST]
+    uint32_t src[NET_BURST]         # which packet of the burst it is, or is a segment of
     iovec iov[5 * NET_MAX_IOV]
     uint8_t hdr[NET_BURST][NET_MAX_HDR]
     uint32_t n                      # packets in `out`
     uint32_t k                      # elements used in `iov`
+    uint32_t i                      # packet of the burst at hand
+    uint32_t done                   # packets of the burst that are consumed, as far as it is known
+    uint32_t begun                  # as many had a segment delivered
     NetClientState *sender
-    QueuedPacket *spill             # packets that found no room: copies, in order
+    QueuedPacket *spill             # segments without room of the last packet that is consumed: copies, in order
     QueuedPacket *spill_tail
     QueuedPacket *copies            # packets of too many pieces, in one piece
 
 
+cdef inline bint stopped(const Scratch *s, uint32_t n) noexcept nogil:
+    """There was no room: nothing of the other packets is delivered any more."""
+    return s.done < n or s.spill != NULL
+
+
 cdef void scratch_flush(NetClientState *to, Scratch *s) noexcept nogil:
-    """Deliver what was repaired; what finds no room is copied to the end of `spill`, and so is all that comes after it."""
+    """Deliver what was repaired. When room runs out in the middle of a packet, the rest of its segments is kept in `spill`; packets
+    of which nothing was delivered are not consumed."""
     cdef uint32_t i
     cdef uint32_t k = 0
     cdef QueuedPacket *q
-    if s.n and not to.receive_disabled and s.spill == NULL:
+    if s.n and s.spill == NULL and net_room(to):
         k = receive_burst(to, s.out, s.n, bytes_of(s.out, s.n))
+    if k:
+        s.begun = s.src[k - 1] + 1
+    if k < s.n:
+        s.done = s.src[k] if s.src[k] >= s.begun else s.begun
     for i in range(k, s.n):
+        if s.src[i] >= s.begun:
+            break
         q = queue_copy(to, s.sender, &s.out[i])
         if q == NULL:
             net_drop(to, &s.out[i], 1, False, DROP_QUEUE_FULL)
@@ -258,46 +276,16 @@ cdef inline void scratch_room(NetClientState *to, Scratch *s) noexcept nogil:
         scratch_flush(to, s)
 
 
-cdef void repair_gso(NetClientState *to, const Packet *p, Scratch *s) noexcept nogil:
-    """Segment in software; each segment's checksums are right, so it is marked as verified."""
-    cdef qn_gso_plan plan
-    cdef qn_gso g
-    cdef QueuedPacket *copy = NULL
-    cdef size_t size
-    cdef int used
-    if p.iovcnt >= NET_MAX_IOV:             # a segment's own header in front would make too many pieces
-        copy = queue_copy(to, s.sender, p)
-        if copy == NULL:
-            net_drop(to, p, 1, False, DROP_QUEUE_FULL)
-            return
-        p = &copy.pkt
-    if (p.off.flags & OFF_NEEDS_CSUM and
-            qn_gso_plan_vnet(&plan, p.iov, p.iovcnt, p.size, p.off.gso_type & ~<unsigned>GSO_ECN, p.off.gso_size,
-                             p.off.csum_start, p.off.csum_offset) == 0 and
-            qn_gso_start(&g, &plan, p.iov, p.iovcnt, p.size) > 0):
-        while True:
-            scratch_room(to, s)
-            used = qn_gso_next(&g, s.hdr[s.n], &s.iov[s.k], NET_MAX_IOV, &size)
-            if used <= 0:
-                break
-            repaired(to, s, <uint32_t>used, <uint32_t>size)
-    else:
-        net_drop(to, p, 1, False, DROP_BAD_OFFLOAD)
-    if copy != NULL:
-        scratch_flush(to, s)
-        free(copy)
+cdef void refuse(NetClientState *to, const Packet *p, Scratch *s, int reason) noexcept nogil:
+    """Drop the packet at hand, if those before it are consumed: else it comes again and would be counted twice."""
+    scratch_flush(to, s)
+    if s.done > s.i:
+        net_drop(to, p, 1, False, reason)
 
 
-cdef inline bint repaired(NetClientState *to, Scratch *s, uint32_t cnt, uint32_t size) noexcept nogil:
+cdef inline void repaired(NetClientState *to, Scratch *s, uint32_t cnt, uint32_t size) noexcept nogil:
     """The packet whose elements were just written at s.iov[s.k] is complete: pad it if need be, add it to the burst."""
     cdef Packet *o = &s.out[s.n]
-    if size > to.max_frame:
-        o.iov = &s.iov[s.k]
-        o.iovcnt = cnt
-        o.size = size
-        memset(&o.off, 0, sizeof(o.off))
-        net_drop(to, o, 1, False, DROP_OVERSIZE)
-        return False
     if size < to.min_frame:
         s.iov[s.k + cnt].iov_base = ZEROS
         s.iov[s.k + cnt].iov_len = to.min_frame - size
@@ -308,80 +296,109 @@ cdef inline bint repaired(NetClientState *to, Scratch *s, uint32_t cnt, uint32_t
     o.size = size
     memset(&o.off, 0, sizeof(o.off))
     o.off.flags = OFF_DATA_VALID
+    s.src[s.n] = s.i
     s.n += 1
     s.k += cnt
-    return True
+
+
+cdef void repair_gso(NetClientState *to, const Packet *p, Scratch *s) noexcept nogil:
+    """Segment in software; each segment's checksums are right, so it is marked as verified."""
+    cdef qn_gso_plan plan
+    cdef qn_gso g
+    cdef QueuedPacket *copy = NULL
+    cdef size_t size
+    cdef int used
+    if p.iovcnt >= NET_MAX_IOV:             # a segment's own header in front would make too many pieces
+        copy = queue_copy(to, s.sender, p)
+        if copy == NULL:
+            refuse(to, p, s, DROP_QUEUE_FULL)
+            return
+        p = &copy.pkt
+    if (not p.off.flags & OFF_NEEDS_CSUM or
+            qn_gso_plan_vnet(&plan, p.iov, p.iovcnt, p.size, p.off.gso_type & ~<unsigned>GSO_ECN, p.off.gso_size,
+                             p.off.csum_start, p.off.csum_offset) < 0 or
+            qn_gso_start(&g, &plan, p.iov, p.iovcnt, p.size) < 0):
+        refuse(to, p, s, DROP_BAD_OFFLOAD)
+    elif <size_t>plan.hdr_len + (plan.mss if plan.mss < g.left else g.left) > to.max_frame:
+        refuse(to, p, s, DROP_OVERSIZE)
+    else:
+        while s.done > s.i:
+            used = qn_gso_next(&g, s.hdr[s.n], &s.iov[s.k], NET_MAX_IOV, &size)
+            if used <= 0:
+                break
+            repaired(to, s, <uint32_t>used, <uint32_t>size)
+            scratch_room(to, s)
+    if copy != NULL:
+        scratch_flush(to, s)
+        free(copy)
 
 
 cdef void repair_one(NetClientState *to, const Packet *p, Scratch *s) noexcept nogil:
     """Fill in the checksum and pad: the header is copied, the rest is referred to."""
     cdef uint16_t value
-    cdef uint32_t end
-    cdef uint32_t cnt
+    cdef uint32_t end = 0
     cdef QueuedPacket *q
-    scratch_room(to, s)
+    if p.off.flags & OFF_NEEDS_CSUM and not to.takes & TAKE_CSUM:
+        end = <uint32_t>p.off.csum_start + p.off.csum_offset + 2
+        if end > NET_MAX_HDR or qn_csum_partial_value(p.iov, p.iovcnt, p.size, p.off.csum_start, p.off.csum_offset, &value) < 0:
+            refuse(to, p, s, DROP_BAD_OFFLOAD)
+            return
     if p.iovcnt > NET_MAX_IOV - 2:          # a header piece in front and padding behind would make too many
         q = queue_copy(to, s.sender, p)
         if q == NULL:
-            net_drop(to, p, 1, False, DROP_QUEUE_FULL)
+            refuse(to, p, s, DROP_QUEUE_FULL)
             return
         q.next = s.copies
         s.copies = q
         p = &q.pkt
-    if p.off.flags & OFF_NEEDS_CSUM and not to.takes & TAKE_CSUM:
-        end = <uint32_t>p.off.csum_start + p.off.csum_offset + 2
-        if end > NET_MAX_HDR or qn_csum_partial_value(p.iov, p.iovcnt, p.size, p.off.csum_start, p.off.csum_offset, &value) < 0:
-            net_drop(to, p, 1, False, DROP_BAD_OFFLOAD)
-            return
+    if end:
         iov_gather(p.iov, p.iovcnt, 0, s.hdr[s.n], end)
         memcpy(&s.hdr[s.n][end - 2], &value, 2)
         s.iov[s.k].iov_base = s.hdr[s.n]
         s.iov[s.k].iov_len = end
-        cnt = 1 + iov_slice(p.iov, p.iovcnt, end, p.size - end, &s.iov[s.k + 1], NET_MAX_IOV)
-        repaired(to, s, cnt, p.size)
+        repaired(to, s, 1 + iov_slice(p.iov, p.iovcnt, end, p.size - end, &s.iov[s.k + 1], NET_MAX_IOV), p.size)
     else:
-        cnt = iov_slice(p.iov, p.iovcnt, 0, p.size, &s.iov[s.k], NET_MAX_IOV)
-        if repaired(to, s, cnt, p.size):
-            s.out[s.n - 1].off = p.off
+        repaired(to, s, iov_slice(p.iov, p.iovcnt, 0, p.size, &s.iov[s.k], NET_MAX_IOV), p.size)
+        s.out[s.n - 1].off = p.off
 
 
 cdef uint32_t deliver_repaired(NetClientState *to, NetClientState *sender, const Packet *pkts, uint32_t n,
                                QueuedPacket **spill) noexcept nogil:
-    """Deliver a burst of which at least one packet is not for `to` as it is. Returns packets consumed; those of them, or of their
-    segments, that found no room are copied to `spill`: fewer than 65536 and a burst."""
+    """Deliver a burst of which at least one packet is not for `to` as it is. Returns packets consumed; segments of the last of them
+    that found no room are copied to `spill`: fewer than 65536."""
     cdef Scratch s
     cdef uint32_t i
-    cdef uint32_t done = n
     cdef uint32_t needs
     cdef const Packet *p
     s.n = 0
     s.k = 0
+    s.done = n
+    s.begun = 0
     s.sender = sender
     s.spill = NULL
     s.copies = NULL
     for i in range(n):
         p = &pkts[i]
-        if to.receive_disabled or s.spill != NULL:
-            done = i
+        s.i = i
+        scratch_room(to, &s)
+        if stopped(&s, n):
             break
-        if p.size == 0:
-            net_drop(to, p, 1, False, DROP_EMPTY)
-            continue
-        if p.size > NET_MAX_PACKET or p.iovcnt > NET_MAX_IOV or (p.size > to.max_frame and p.off.gso_type == GSO_NONE):
-            net_drop(to, p, 1, False, DROP_OVERSIZE)
-            continue
         needs = needs_of(p) & ~to.takes
-        if needs & ~<uint32_t>(TAKE_CSUM | TAKE_PLAIN) or (needs and p.off.gso_type):
+        if p.size == 0:
+            refuse(to, p, &s, DROP_EMPTY)
+        elif p.size > NET_MAX_PACKET or p.iovcnt > NET_MAX_IOV or (p.size > to.max_frame and p.off.gso_type == GSO_NONE):
+            refuse(to, p, &s, DROP_OVERSIZE)
+        elif needs & ~<uint32_t>(TAKE_CSUM | TAKE_PLAIN) or (needs and p.off.gso_type):
             repair_gso(to, p, &s)
         elif needs or p.size < to.min_frame:
             repair_one(to, p, &s)
         else:
-            scratch_room(to, &s)
             s.out[s.n] = p[0]
+            s.src[s.n] = s.i
             s.n += 1
     scratch_flush(to, &s)
     spill[0] = s.spill
-    return done
+    return s.done
 
 
 cdef inline bint plain_for(NetClientState *to, const Packet *pkts, uint32_t n, uint64_t *nbytes) noexcept nogil:
@@ -793,11 +810,14 @@ cdef class Context:
                 if node.next == NULL:
                     self.ctx.last = NULL
                 node.queued = False
-                owner = <object>node.owner          # taken before the lock is dropped: cancel needs the lock
+                owner = None
+                if (<PyObject *>node.owner).ob_refcnt > 0:              # 0: it waits for the lock to cancel this
+                    owner = <object>node.owner      # taken before the lock is dropped: cancel needs the lock
             pthread_mutex_unlock(&self.ctx.lock)
             if node == NULL:
                 return
-            node.run(<void *>owner)
+            if owner is not None:
+                node.run(<void *>owner)
 
     def hold(self, bint on):
         """While held, the calling thread runs no callables: it has a lock of its own. One thread at a time. Then run_callables()."""

@@ -10,6 +10,10 @@ from qnet._context cimport NetContext, context_cancel, context_defer, context_en
 
 import logging
 
+cdef extern from "Python.h":
+    int PyGC_Disable()
+    int PyGC_Enable()
+
 cdef extern from *:
     int __ATOMIC_ACQ_REL
     uint8_t __atomic_exchange_n(uint8_t *, uint8_t, int) nogil
@@ -111,8 +115,14 @@ cdef uint64_t hole(GuestMem *m, uint64_t gpa, uint64_t n) noexcept nogil:
 
 
 cdef bint call_out(GuestMem *m, uint64_t gpa, uint8_t *buf, size_t n, bint write) noexcept nogil:
+    cdef bint collects
+    cdef bint ok
     with gil:
-        return (<GuestMemory>m.owner)._call_out(gpa, buf, n, write)
+        collects = PyGC_Disable()               # a client that it frees would want the lock, which this thread holds
+        ok = (<GuestMemory>m.owner)._call_out(gpa, buf, n, write)
+        if collects:
+            PyGC_Enable()
+        return ok
 
 
 @cython.no_gc_clear

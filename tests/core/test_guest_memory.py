@@ -1,6 +1,7 @@
 """Guest memory as devices see it: regions, bounds at the access, dirty pages, callables."""
 
 import ctypes
+import gc
 import logging
 import mmap
 import os
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qnet._fastpath import live
 from qnet._host import GuestMemory
 from qnet.testing import DeviceProbe, Port
 
@@ -262,6 +264,36 @@ def test_a_callable_that_fails_is_a_failed_access_and_logged(net, caplog, bad):
         assert probe.dma_read(0, 16) is None
         assert not probe.dma_write(0, b"x" * 16)
     assert caplog.text.count("guest memory callable failed") == 2
+    memory.close()
+
+
+def test_a_garbage_collection_within_a_callable_does_not_deadlock(net, make):
+    """Clients found dead there would want the lock, which is held."""
+    backing = Backing(4096)
+
+    def read(gpa, n):
+        _ = [[] for _ in range(5000)]                                           # enough to start a collection
+        return backing.read(gpa, n)
+
+    memory = GuestMemory(read=read, write=backing.write)
+    probe = DeviceProbe(net, memory)
+    before, thresholds = live(), gc.get_threshold()
+    cycle = [Port(net)]
+    cycle.append(cycle)
+    gc.set_threshold(100, 1, 1)
+    try:
+        gc.disable()
+        del cycle
+        gc.enable()
+        thread = threading.Thread(target=probe.dma_read, args=(0, 16))
+        thread.start()
+        thread.join(60)
+        assert not thread.is_alive(), "deadlock"
+        assert gc.isenabled()
+    finally:
+        gc.set_threshold(*thresholds)
+    gc.collect()
+    assert live() == before
     memory.close()
 
 

@@ -1,5 +1,7 @@
 """Hubs: H1 to H7, with flow control, offloads, and hubs joined in a circle."""
 
+import itertools
+
 import pytest
 
 from qnet._loop import Loop
@@ -203,6 +205,22 @@ def test_a_hub_port_joins_a_hub_of_its_own_network_only(net, make):
             HubPort(net, Hub(other, 0), "x")
     finally:
         other.close()
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))), ids=str)
+def test_members_and_ports_may_be_closed_in_any_order(hub, net, order):
+    """6.3, hub double cleanup: twice each, with packets under way."""
+    a, b = hub({"capacity": 0}, {"capacity": 0})
+    parts = [a, a.peer, b, b.peer]
+    for i in order:
+        a.send([frame(0)] * 3)
+        b.send([frame(1)] * 3)
+        parts[i].close()
+        parts[i].close()
+        a.room(1)
+        b.room(1)
+    assert net.queued == 0
+    parts.clear()
 
 
 def test_h6_the_default_bound_holds_behind_a_hub(hub, make):

@@ -175,6 +175,39 @@ def test_room_that_runs_out_in_the_middle_of_a_gso_packet_loses_nothing(link, as
     first.check_segments(got[130:132], 2000)
 
 
+@pytest.mark.parametrize("asks", [True, False])
+@pytest.mark.parametrize("reaction", ["keep", "flush"])
+def test_a_sender_with_flow_control_keeps_the_packets_behind_one_that_was_cut(link, net, asks, reaction):
+    """What is not begun is not consumed: it is neither copied into the queue nor, if bad, counted twice."""
+    a, b = link(a={"flow_control": True}, b={"capacity": 3, "reaction": reaction, "asks": asks})
+    gso, bad, csum = Frame(4, True, bytes(range(250))), bytes(100), Frame(4, True, b"z")
+    burst = [gso.data, bad, csum.data, csum.data]
+    records = [gso.record(50), {"gso_type": 1}, csum.record(), None]
+    assert a.send(burst, records) == 1                                          # 3 of 5 segments; the other 2 are the core's
+    assert net.allocations == 2
+    b.room(2)
+    a.post(burst[1:], records[1:])
+    for _ in range(3):
+        b.room(1)
+    got = b.recv()
+    gso.check_segments(got[:5], 50)
+    assert got[5:] == [csum.right, csum.data]
+    assert b.stats()["drops"] == {"bad-offload": 1}
+    assert net.allocations == 2
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_burst_for_which_there_is_no_room_is_not_copied(link, net, asks):
+    a, b = link(a={"flow_control": True}, b={"capacity": 10, "asks": asks})
+    frame = Frame(4, True, b"z")
+    assert a.send([b"", frame.data, b""] * 20, [None, frame.record(), None] * 20) == 31
+    assert net.allocations == 0
+    b.room(None)
+    assert a.send([b"", frame.data, b""] * 10, [None, frame.record(), None] * 10) == 30
+    assert b.recv() == [frame.right] * 20
+    assert b.stats()["drops"] == {"empty": 41}
+
+
 @pytest.mark.parametrize("tightly", [True, False])
 def test_segments_never_overtake_each_other_nor_what_is_behind(link, tightly):
     """The receiver takes a few, says "no room" and flushes from within: the rest of the packet still comes before the next one."""
@@ -199,12 +232,15 @@ def test_the_core_takes_the_largest_gso_packet_of_the_smallest_segments(link):
     assert b.stats()["drops"] == {"queue-full": 1}
 
 
-def test_a_segment_that_is_too_long_for_the_receiver_is_dropped(link):
+def test_a_packet_whose_segments_are_too_long_for_the_receiver_is_dropped_whole(link):
+    """The short last one alone would be of no use."""
     a, b = link(b={"max_frame": 1000})
-    frame = Frame(4, True, bytes(2500))
-    a.send([frame.data, frame.data], [frame.record(1000), frame.record(900)])
-    assert [len(s) for s in b.recv()] == [554, 954, 954, 754]
-    assert b.stats()["drops"] == {"oversize": 2}
+    frame, short = Frame(4, True, bytes(2500)), Frame(4, True, bytes(300))
+    a.send([frame.data, frame.data, short.data], [frame.record(1000), frame.record(900), short.record(1448)])
+    got = b.recv()
+    frame.check_segments(got[:3], 900)
+    assert got[3:] == [short.right]
+    assert b.stats()["drops"] == {"oversize": 1}
 
 
 def test_a_gso_packet_of_64_pieces_is_segmented_all_the_same(link):
@@ -237,14 +273,13 @@ def test_a_packet_of_64_pieces_stays_within_64_when_it_is_repaired(link):
 def test_a_mixed_burst_keeps_its_order(link):
     a, b = link(b={"min_frame": 60})
     gso, csum, plain, short = Frame(4, True, bytes(5000)), Frame(6, False, bytes(300)), b"p" * 100, b"s" * 20
-    a.send([plain, gso.data, b"", short, csum.data, gso.data, plain],
-           [None, gso.record(1448), None, None, csum.record(), gso.record(4000), None])
+    a.send([plain, gso.data, short, csum.data, gso.data, plain],
+           [None, gso.record(1448), None, csum.record(), gso.record(4000), None])
     got = b.recv()
     assert got[0] == got[9] == plain
     gso.check_segments(got[1:5], 1448)
     assert got[5:7] == [short.ljust(60, b"\0"), csum.right]
     gso.check_segments(got[7:9], 4000)
-    assert b.stats()["drops"] == {"empty": 1}
     assert b.bursts == 1
 
 
