@@ -10,7 +10,7 @@ from qnet._eth cimport ETH_ALEN, ETH_FCS_LEN, be16, eth_is_broadcast
 from qnet._fastpath cimport (DROP_ADDRESS, DROP_DISABLED, DROP_DMA, DROP_EMPTY, DROP_MALFORMED, DROP_NO_BUFFER, DROP_OVERSIZE,
                              GSO_ECN, GSO_TCPV4, GSO_TCPV6, NET_BURST, NET_MAX_HDR, NET_MAX_IOV, OFF_NEEDS_CSUM,
                              NetClientState, Packet, net_drop, net_loopback, net_send)
-from qnet._host cimport MemRegion, guest_peek, guest_poke, guest_read, guest_write, irq_set
+from qnet._host cimport GuestMem, MemRegion, guest_peek, guest_poke, guest_read, guest_write, irq_set
 from qnet._iov cimport iov_gather, iovec
 from qnet._loop cimport loop_now, timer_set
 from qnet.models._e1000_regs cimport *
@@ -157,6 +157,17 @@ cdef uint64_t desc_at(E1000State *s, uint32_t base, uint32_t head) noexcept nogi
     return (s.mac[base >> 2] & ~<uint32_t>15) + (<uint64_t>s.mac[(base >> 2) + 1] << 32) + 16 * <uint64_t>head
 
 
+cdef inline bint desc_read(GuestMem *mem, uint64_t ring, uint32_t head, void *to, uint32_t n) noexcept nogil:
+    """The first n bytes of a descriptor; a ring at the top of the address space does not go on at its bottom."""
+    cdef uint64_t at = ring + 16 * <uint64_t>head
+    return at >= ring and guest_read(mem, at, to, n)
+
+
+cdef inline bint desc_write(GuestMem *mem, uint64_t ring, uint32_t head, uint32_t off, const void *data, uint32_t n) noexcept nogil:
+    cdef uint64_t at = ring + 16 * <uint64_t>head
+    return at >= ring and guest_write(mem, at + off, data, n)
+
+
 cdef void tx_flush(E1000State *s) noexcept nogil:
     """Send the burst, then write back the descriptors that were used up (T12)."""
     cdef TxBurst *b = s.burst
@@ -188,7 +199,7 @@ cdef void tx_flush(E1000State *s) noexcept nogil:
                 qn_store_release8(base + 16 * head + 12, <uint8_t>b.back[i])
             else:
                 status = <uint8_t>b.back[i]
-                guest_write(s.mem, at + 16 * <uint64_t>head + 12, &status, 1)
+                desc_write(s.mem, at, head, 12, &status, 1)
         head += 1
         if head >= ring:
             head = 0
@@ -735,7 +746,7 @@ cdef void transmit(E1000State *s) noexcept nogil:
                 ahead = guest_peek(s.mem, qn_load_le64(r.base + 16 * (r.head + 8)), 64)
                 if ahead != NULL:
                     qn_prefetch(ahead)
-        elif guest_read(s.mem, r.at + 16 * <uint64_t>r.head, desc, 16):
+        elif desc_read(s.mem, r.at, r.head, desc, 16):
             desc[0] = qn_load_le64(desc)
             desc[1] = qn_load_le64(&desc[1])
         else:
@@ -862,15 +873,17 @@ cdef struct RxRing:
 
 
 cdef inline bint store(E1000State *s, uint64_t addr, const RxFrame *f, uint32_t off, uint32_t n) noexcept nogil:
-    """Bytes [off, off + n) of the frame into guest memory."""
+    """Bytes [off, off + n) of the frame into guest memory, which the frame may lie in itself (loopback, two cards on one wire)."""
     cdef uint8_t *to = <uint8_t *>guest_poke(s.mem, addr, n)
     cdef uint32_t i
     cdef size_t skip = off
     cdef size_t k
     cdef uint32_t done = 0
     if to != NULL and f.cnt == 1:
-        memcpy(to, <uint8_t *>f.iov[0].iov_base + off, n)
+        memmove(to, <uint8_t *>f.iov[0].iov_base + off, n)
         return True
+    if addr + (n - 1) < addr:
+        return False
     for i in range(f.cnt):
         if skip >= f.iov[i].iov_len:
             skip -= f.iov[i].iov_len
@@ -881,7 +894,7 @@ cdef inline bint store(E1000State *s, uint64_t addr, const RxFrame *f, uint32_t 
         if k > n - done:
             k = n - done
         if to != NULL:
-            memcpy(to + done, <uint8_t *>f.iov[i].iov_base + skip, k)
+            memmove(to + done, <uint8_t *>f.iov[i].iov_base + skip, k)
         elif not guest_write(s.mem, addr + done, <uint8_t *>f.iov[i].iov_base + skip, k):
             return False
         done += <uint32_t>k
@@ -900,8 +913,8 @@ cdef inline void desc_store(E1000State *s, RxRing *r, uint32_t length, uint32_t 
         qn_store_release8(p + 12, done)
     else:
         qn_store_le64(&word, word)
-        if guest_write(s.mem, r.at + 16 * <uint64_t>r.head + 8, &word, 8):
-            guest_write(s.mem, r.at + 16 * <uint64_t>r.head + 12, &done, 1)
+        if desc_write(s.mem, r.at, r.head, 8, &word, 8):
+            desc_write(s.mem, r.at, r.head, 12, &done, 1)
 
 
 cdef inline bint rx_single(E1000State *s, RxRing *r, const RxFrame *f) noexcept nogil:
@@ -931,7 +944,7 @@ cdef bint rx_frame(E1000State *s, RxRing *r, const RxFrame *f) noexcept nogil:
     while off < f.total:
         if r.base != NULL and r.head < r.len:
             addr = qn_load_le64(r.base + 16 * r.head)
-        elif guest_read(s.mem, r.at + 16 * <uint64_t>r.head, &addr, 8):
+        elif desc_read(s.mem, r.at, r.head, &addr, 8):
             addr = qn_load_le64(&addr)
         else:
             addr = 0
