@@ -54,7 +54,8 @@ class Rig:
         assert isinstance(drops, dict)
         return drops
 
-    def tx_ring(self, descs: Sequence[bytes], *, at: int = TX_RING, length: int | None = None, head: int = 0, tail: int | None = None) -> None:
+    def tx_ring(self, descs: Sequence[bytes], *, at: int = TX_RING, length: int | None = None, head: int = 0,
+                tail: int | None = None) -> None:
         """Lay a ring out and send from it."""
         self.put(at & (1 << 64) - 1, b"".join(descs))
         self.w(g.TCTL, 0)
@@ -124,8 +125,8 @@ class Make:
         return struct.pack("<QIBBH", addr, length & 0xFFFFF | 1 << 20 | (cmd | g.CMD_DEXT) << 24, 0, popts, special)
 
     @staticmethod
-    def context(ip: tuple[int, int, int] = (0, 0, 0), tu: tuple[int, int, int] = (0, 0, 0), *, paylen: int = 0, hdr_len: int = 0, mss: int = 0,
-                cmd: int = 0) -> bytes:
+    def context(ip: tuple[int, int, int] = (0, 0, 0), tu: tuple[int, int, int] = (0, 0, 0), *, paylen: int = 0, hdr_len: int = 0,
+                mss: int = 0, cmd: int = 0) -> bytes:
         return struct.pack("<BBHBBHIBBH", *ip, *tu, paylen & 0xFFFFF | (cmd | g.CMD_DEXT) << 24, 0, hdr_len, mss)
 
     @staticmethod
