@@ -434,21 +434,21 @@ cdef void mmio_write(E1000State *s, uint64_t off, uint32_t size, uint64_t value)
 
 
 cdef uint64_t io_read(E1000State *s, uint64_t off, uint32_t size) noexcept nogil:
-    """The I/O BAR: IOADDR at 0, IODATA at 4 (13.3). Only registers, only dwords."""
-    if not s.ways & WAY_IO_WINDOW or size != 4:
+    """The I/O BAR: IOADDR at 0, IODATA at 4 (13.2.2). Only registers are behind it. Reads of any size are reads of the dword."""
+    cdef uint32_t value = s.io_addr
+    cdef uint32_t shift = 8 * (<uint32_t>off & 3)
+    if not s.ways & WAY_IO_WINDOW or off >= 8 or shift + 8 * size > 32:
         return 0
-    if off == 0:
-        return s.io_addr
-    if off == 4 and s.io_addr < MAC_REGS * 4 and not s.io_addr & 3:
-        return mmio_read(s, s.io_addr, 4)
-    return 0
+    if off >= 4:
+        value = <uint32_t>mmio_read(s, s.io_addr, 4) if s.io_addr < MAC_REGS * 4 and not s.io_addr & 3 else 0
+    return (value >> shift) & ((<uint64_t>1 << (8 * size)) - 1)
 
 
 cdef void io_write(E1000State *s, uint64_t off, uint32_t size, uint64_t value) noexcept nogil:
     if not s.ways & WAY_IO_WINDOW or size != 4:
         return
     if off == 0:
-        s.io_addr = <uint32_t>value
+        s.io_addr = <uint32_t>value & 0xfffff
     elif off == 4 and s.io_addr < MAC_REGS * 4 and not s.io_addr & 3:
         mmio_write(s, s.io_addr, 4, value)
 

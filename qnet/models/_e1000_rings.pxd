@@ -93,7 +93,7 @@ cdef struct E1000State:
     uint32_t mac[MAC_REGS]
     uint16_t phy[32]
     uint16_t eeprom[64]
-    uint32_t io_addr                # IOADDR, 3.? I/O mapped access
+    uint32_t io_addr                # IOADDR, 13.2.2
     # Microwire
     uint32_t ee_in
     uint16_t ee_bits_in
