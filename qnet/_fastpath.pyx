@@ -416,9 +416,8 @@ cdef inline bint plain_for(NetClientState *to, const Packet *pkts, uint32_t n, u
         total += size
         offloads |= pkts[i].off.flags | (<uint32_t>pkts[i].off.gso_type << 8)
         odd |= (<int64_t>size - least) | (most - <int64_t>size) | (NET_MAX_IOV - <int64_t>pkts[i].iovcnt)
-    offloads &= 0xff00 | OFF_NEEDS_CSUM
     nbytes[0] = total
-    if offloads:
+    if offloads & (0xff00 | OFF_NEEDS_CSUM):
         for i in range(n):
             needs |= needs_of(&pkts[i])
     return odd >= 0 and not needs & ~to.takes

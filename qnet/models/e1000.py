@@ -31,7 +31,7 @@ MODELS = {
 
 
 def _way(help: str) -> Any:
-    return opt(BOOL, default=None, help=help)
+    return opt(BOOL, default=None, help=help, extra=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Options(NicOptions):
     extra_mac_registers: bool = opt(BOOL, default=True, name="extra_mac_registers", help="statistics and storage registers of QEMU 2.5")
     migrate_tso_props: bool = opt(BOOL, default=True, name="migrate_tso_props", help="save both sets of offload contexts")
     init_vet: bool = opt(BOOL, default=True, help="VET is 0x8100 after reset")
-    compat: str = opt(Choice("none", "qemu"), default="none", help="qemu: behave as QEMU's e1000 wherever the two differ")
+    compat: str = opt(Choice("none", "qemu"), default="none", help="qemu: behave as QEMU's e1000 where a property says how", extra=True)
     ctrl_reset: bool | None = _way("CTRL.RST resets the chip")
     mac_loopback: bool | None = _way("RCTL.LBM loops frames back")
     legacy_checksum: bool | None = _way("legacy descriptors insert checksums")

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qnet._host import GuestMemory
 from qnet.models._e1000 import registers
 from qnet.testing import guest_e1000 as g
 
@@ -136,23 +135,3 @@ def test_frames_are_conserved(rig_type, m, program):
         assert rig.loop.queued == rig.nic.queued + rig.wire.queued
     finally:
         rig.close()
-
-
-@FUZZ
-@given(program=programs, descs=st.lists(descriptors, min_size=1, max_size=15))
-def test_the_form_of_memory_does_not_show(rig_type, m, program, descs):
-    """The same program on one region and on many: the same frames, the same memory, the same registers."""
-    answers, moves = [], (("write", 0, g.TDT), ("write", 0, g.RDT))
-    for pieces in (MEMORY, 4093):
-        memory = GuestMemory([(at, bytearray(min(pieces, MEMORY - at))) for at in range(0, MEMORY, pieces)])
-        rig = rig_type(memory)
-        rig.rx_ring(16, size=256)
-        try:
-            rig.put(rig.TX_BUF, m.tcp(3000))
-            rig.tx_ring(descs)
-            run(rig, m, [step for step in program if step[0] in ("memory", "arrive") or step[:3] in moves])
-            state = [rig.r(reg) for reg in (g.TDH, g.RDH, g.GPRC, g.GPTC, g.MPC)]
-            answers.append((rig.wire.recv(), memory.read(0, MEMORY), state, rig.drops()))
-        finally:
-            rig.close()
-    assert answers[0] == answers[1]
