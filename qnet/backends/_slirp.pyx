@@ -49,6 +49,7 @@ log = logging.getLogger("qnet.user")
 
 cdef enum:
     EVENTS = 64
+    ROUNDS = 8                      # of calls with ready sockets a wake-up
     OUT_KEEP = 262144               # bytes of outgoing frames that stay allocated
     PAUSE_QUEUE = 128               # packets waiting in the peer's queue at which sockets are left unread
     TICK_MS = 100                   # a timeout of libslirp's from here on is its half-second tick: something may expire
@@ -467,14 +468,11 @@ cdef int64_t next_event_ms(SlirpState *s, int64_t tick) noexcept nogil:
     return first
 
 
-cdef void slirp_prepare(void *opaque) noexcept nogil:
-    """Something happened: ask libslirp what it waits for now, and wait for just that."""
-    cdef SlirpState *s = <SlirpState *>opaque
+cdef uint32_t ask(SlirpState *s) noexcept nogil:
+    """Ask libslirp what it waits for now, and have the inner epoll wait for just that. Returns its timeout, ms."""
     cdef NetClientState *peer = s.nc.peer
     cdef uint32_t timeout = UINT32_MAX
-    cdef int64_t ms
-    cdef int64_t deadline
-    # Leave sockets unread while the guest does not keep up, so that the hosts's senders slow down. resume() ends it.
+    # Leave sockets unread while the guest does not keep up, so that the host's senders slow down. resume() ends it.
     s.paused = peer != NULL and peer.queue.count >= PAUSE_QUEUE
     if s.paused:
         s.nc.blocked = True
@@ -484,13 +482,22 @@ cdef void slirp_prepare(void *opaque) noexcept nogil:
     s.api.pollfds_fill(s.slirp, &timeout, add_poll, s)
     slirp_leave(s)
     drop_unpolled(s)
+    return timeout
+
+
+cdef void slirp_prepare(void *opaque) noexcept nogil:
+    """Something happened, and the loop may sleep now."""
+    cdef SlirpState *s = <SlirpState *>opaque
+    cdef int64_t ms = ask(s)
+    cdef int64_t deadline
     if s.out_len:
         deadline = loop_now(s.loop)         # this is no place to send from
     else:
-        ms = timeout
-        if TICK_MS <= ms < NOTHING_MS:
+        if ms >= NOTHING_MS:
+            ms = INT64_MAX
+        elif ms >= TICK_MS:
             ms = next_event_ms(s, ms)
-        if timeout >= NOTHING_MS or ms == INT64_MAX:
+        if ms == INT64_MAX:
             timer_cancel(&s.timer)
             return
         deadline = loop_now(s.loop) + ms * 1000000
@@ -498,20 +505,15 @@ cdef void slirp_prepare(void *opaque) noexcept nogil:
         timer_set(&s.timer, deadline)
 
 
-cdef void slirp_service(SlirpState *s) noexcept nogil:
-    """Let libslirp handle its ready sockets and its timeouts."""
+cdef int collect(SlirpState *s) noexcept nogil:
+    """Note which sockets are ready, for get_revents. Returns how many."""
     cdef epoll_event evs[EVENTS]
     cdef FdEntry *e
     cdef uint32_t r
     cdef int revents
     cdef int i
-    cdef int n
-    if s.poller.touched:            # what it wanted before a call is not what it wants now, and it must not be told of that
-        s.poller.touched = False
-        slirp_prepare(s)
-    n = epoll_wait(s.epfd, evs, EVENTS, 0)
+    cdef int n = epoll_wait(s.epfd, evs, EVENTS, 0)
     s.nc.stats.syscalls += 1
-    s.nc.stats.wakeups += 1
     for i in range(n):
         e = &s.by_fd[evs[i].data.u64]
         if e.round != s.round:
@@ -529,12 +531,29 @@ cdef void slirp_service(SlirpState *s) noexcept nogil:
         if r & EPOLLHUP:
             revents |= POLL_HUP
         s.polled[e.idx].revents = revents
-    slirp_enter(s, False)
-    s.ms = loop_now(s.loop) // 1000000
-    if n > 0:
-        s.active_ms = s.ms
-    s.api.pollfds_poll(s.slirp, 0, get_revents, s)
-    slirp_leave(s)
+    return n
+
+
+cdef void slirp_service(SlirpState *s) noexcept nogil:
+    """Let libslirp handle its ready sockets and its timeouts. It takes one datagram of a socket at a time, so a few times over."""
+    cdef int rounds
+    cdef int n
+    s.nc.stats.wakeups += 1
+    for rounds in range(ROUNDS):
+        if s.poller.touched or rounds:      # what it wanted before a call is not what it wants after, and not what to tell it
+            s.poller.touched = False
+            ask(s)
+        n = collect(s)
+        if n <= 0 and rounds:
+            break
+        slirp_enter(s, False)
+        s.ms = loop_now(s.loop) // 1000000
+        if n > 0:
+            s.active_ms = s.ms
+        s.api.pollfds_poll(s.slirp, 0, get_revents, s)
+        slirp_leave(s)
+        if n <= 0 or s.out_len >= OUT_KEEP // 4:
+            break
     send_out(s)
     poller_touch(&s.poller)
 
