@@ -174,6 +174,11 @@ class UserClient(SlirpClient):
             f"an address of {self.addresses.net} that is neither host nor DNS, and each port once",
         )
 
+    def info_usernet(self) -> str:
+        """The hub (-1: none) and the name as QEMU prints them, then libslirp's table of forwards and connections."""
+        hub = getattr(self.peer, "hub", None)
+        return f"Hub {-1 if hub is None else hub.hub_id} ({self.name}):\n{self.connection_info()}"
+
     def start_smb(self, directory: str, server: str | None) -> None:
         """Offer a directory as \\\\server\\qemu: smbd, started for each connection to ports 139 and 445."""
         net, mask = int(self.addresses.net), int(self.addresses.mask)
@@ -245,13 +250,8 @@ def open(net: Network, name: str, options: Options) -> list[NetClient]:
 
 
 def info_usernet(clients: Iterable[NetClient]) -> str:
-    """`info usernet`: each user netdev's hub (-1: none) and name, then libslirp's table."""
-    out = []
-    for client in clients:
-        if isinstance(client, UserClient) and not client.closed:
-            hub = getattr(client.peer, "hub", None)
-            out.append(f"Hub {-1 if hub is None else hub.hub_id} ({client.name}):\n{client.connection_info()}")
-    return "".join(out)
+    """`info usernet`: the forwards and connections of each user netdev among `clients`."""
+    return "".join(client.info_usernet() for client in clients if isinstance(client, UserClient) and not client.closed)
 
 
 def _find(clients: Iterable[NetClient], words: str, what: str) -> tuple[UserClient, str]:

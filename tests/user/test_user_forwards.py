@@ -400,3 +400,20 @@ def test_smb_errors(guest: Callable[..., Any], tmp_path: Path, monkeypatch: pyte
         guest(smbserver="server")
 
 
+
+
+# ------------------------------------------------------------------------------------------------------------------- restrict
+
+
+def test_forwards_and_tftp_work_for_a_guest_that_is_kept_in(guest: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "boot").write_bytes(b"image")
+    g = guest(restrict=True, tftp=str(tmp_path), hostfwd=["tcp::0-:22"], guestfwd=["tcp:10.0.2.100:7-cmd:cat"])
+    assert g.tftp("boot") == b"image"
+    g.client.guestfwd("tcp:10.0.2.101:80", shout)
+    for address, port, answer in (("10.0.2.100", 7, b"x"), ("10.0.2.101", 80, b"X")):
+        tcp = g.connect(address, port)
+        tcp.send(b"x")
+        assert tcp.recv(1) == answer
+    with socket.create_connection(("127.0.0.1", port_of(g))) as s:
+        s.sendall(b"hello")
+        assert g.accept(22).recv(5) == b"hello"
