@@ -54,15 +54,17 @@ clean:
 
 .venv/made:
 	@tools/need venv
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check 'pip>=25.1'
+	@echo "python environment: .venv"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install -q --disable-pip-version-check 'pip>=25.1'
 	@touch $@
 
 # compat mode: under setuptools' default one, downstream cimports do not find the .pxd files (cython/cython #7326).
 .venv/built: .venv/made .venv/group-build $(SOURCES)
 	@mkdir -p build
 	@case " $? " in *" setup.py "*) rm -rf build/cython ;; esac	# cythonize does not see changed options
-	$(BIN)/pip install --no-build-isolation --config-settings editable_mode=compat -e . >build/install.log 2>&1 || { cat build/install.log; exit 1; }
+	@echo "building qnet"
+	@$(BIN)/pip install --no-build-isolation --config-settings editable_mode=compat -e . >build/install.log 2>&1 || { cat build/install.log; exit 1; }
 	@touch $@
 
 .venv/demo: .venv/group-demo
@@ -78,11 +80,13 @@ clean:
 
 .venv/group-build: .venv/made pyproject.toml
 	@tools/need build
-	$(BIN)/pip install -q --group build
+	@echo "python packages: build"
+	@$(BIN)/pip install -q --group build
 	@touch $@
 
 .venv/group-%: .venv/made pyproject.toml
-	$(BIN)/pip install -q --group $*
+	@echo "python packages: $*"
+	@$(BIN)/pip install -q --group $*
 	@touch $@
 
 build/wheels: .venv/built .venv/group-wheel $(PACKAGED) tools/wheels.py

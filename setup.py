@@ -1,10 +1,13 @@
 """Extension table: module -> its .pyx and the C it links. Everything else is in pyproject.toml."""
 
+import copy
 import os
+from glob import glob
 
 import Cython.Compiler.Options
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 Cython.Compiler.Options.warning_errors = True
 
@@ -46,13 +49,24 @@ def extension(name: str, csrc: list[str]) -> Extension:
         name,
         [name.replace(".", "/") + ".pyx", *csrc],
         include_dirs=["csrc"],
-        depends=[f"csrc/{name}.h" for name in ("csum", "fdio", "glibc217", "gso", "ipreass", "parse", "pcap")],
+        depends=sorted(glob("csrc/*.h")),
         extra_compile_args=CFLAGS,
         extra_link_args=LDFLAGS,
     )
 
 
+class BuildExt(build_ext):
+    """Modules are compiled side by side; each has a directory for its objects, since several compile the same C files."""
+
+    def build_extension(self, ext: Extension) -> None:
+        job = copy.copy(self)
+        job.build_temp = os.path.join(self.build_temp, ext.name)
+        build_ext.build_extension(job, ext)
+
+
 setup(
+    cmdclass={"build_ext": BuildExt},
+    options={"build_ext": {"parallel": os.cpu_count() or 1}},
     ext_modules=cythonize(
         [extension(name, csrc) for name, csrc in MODULES.items()],
         build_dir="build/cython",
