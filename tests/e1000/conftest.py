@@ -312,7 +312,8 @@ class QemuCard(Driver):
             self.qtest.sendall("".join(line + "\n" for line in some).encode())
             while len(values) < start + len(some):
                 answer = self.answers.readline().split()
-                assert answer and answer[0] in (b"OK", b"IRQ"), answer
+                assert answer, "QEMU is gone"
+                assert answer[0] in (b"OK", b"IRQ"), answer
                 if answer[0] == b"OK":
                     values.append(int(answer[1], 16) if len(answer) > 1 else 0)
         return values
