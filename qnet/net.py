@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -18,13 +18,11 @@ from qnet.errors import DeviceNotFound, DuplicateId, Error, OptionError
 from qnet.kinds import NET_CLIENT_INIT, Backend, backend, filter_room, nic_model, nic_room
 from qnet.mac import MacPool, parse_mac
 from qnet.options import (
-    ID_HINT,
     FilterOptions,
     Form,
     Pairs,
     check_id,
     format_pairs,
-    from_json,
     is_id,
     parse_keyval,
     parse_pairs,
@@ -32,6 +30,7 @@ from qnet.options import (
     read_options,
 )
 from qnet.rooms import NetFilter, Nic
+from qnet.spec import Spec, Values, has_dotted_keys, ipv6_net, last, split, take
 
 __all__ = ["MAX_NICS", "Net", "NicSlot"]
 
@@ -39,7 +38,6 @@ log = logging.getLogger("qnet.net")
 
 MAX_NICS = 8                                # slots for -nic and -net nic (S7, M5)
 
-Spec = str | Mapping[str, Any] | None
 Memory = Any                                # GuestMemory, or what its constructor takes
 Irq = IrqLine | Callable[[int], object] | None
 
@@ -149,11 +147,12 @@ class Net:
         netdev_add("user,id=u0,restrict=on"), netdev_add('{"type": "user", "id": "u0"}'), netdev_add("user", id="u0", restrict=True)
         """
         with self._adding():
-            form, values = self._split(spec, options, "type", dotted=_has_dotted_keys(spec))
-            name = _take(values, "id")
+            keyval = [kind for kind, row in NET_CLIENT_INIT.items() if row.keyval]
+            form, values = split(spec, options, "type", dotted=has_dotted_keys(spec, keyval))
+            name = take(values, "id")
             if name is None:
                 raise OptionError("Parameter 'id' is missing", "id= names the netdev, for netdev= of a NIC")
-            kind = _take(values, "type")
+            kind = take(values, "type")
             if form is Form.OPTS:
                 check_id(name)
                 self._check_free(name, f"Duplicate ID '{name}' for netdev")
@@ -224,8 +223,8 @@ class Net:
         memory: GuestMemory or what its constructor takes; the network's when None. irq: IrqLine or callable(level).
         """
         with self._adding():
-            _, values = self._split(spec, options, "driver")
-            driver, name = _take(values, "driver"), _take(values, "id")
+            _, values = split(spec, options, "driver")
+            driver, name = take(values, "driver"), take(values, "id")
             if name is not None:
                 check_id(name)
             if driver is None:
@@ -303,11 +302,11 @@ class Net:
         with self._adding():
             pairs = parse_pairs(spec, "type")
             name = self._pairs_id(pairs, "nic")
-            kind = _last(pairs, "type") or "user"
+            kind = last(pairs, "type") or "user"
             if kind == "none":
                 return None
             row = backend(kind, netdev=True)
-            mac_text, model = _last(pairs, "mac"), _last(pairs, "model")
+            mac_text, model = last(pairs, "mac"), last(pairs, "model")
             if len(self._slots) >= MAX_NICS:
                 raise OptionError("no more on-board/default NIC slots available", f"there are {MAX_NICS}; more NICs come with device_add()")
             mac = parse_mac(mac_text) if mac_text is not None else None
@@ -326,7 +325,7 @@ class Net:
         with self._adding():
             pairs = parse_pairs(spec, "type")
             name = self._pairs_id(pairs, "net")
-            kind = _last(pairs, "type")
+            kind = last(pairs, "type")
             if kind is None:
                 raise OptionError("Parameter 'type' is missing", f"one of {', '.join(k for k, r in NET_CLIENT_INIT.items() if r.legacy)}")
             rest = [(key, value) for key, value in pairs if key != "type"]
@@ -431,8 +430,8 @@ class Net:
     def object_add(self, spec: Spec = None, /, **options: Any) -> NetFilter:
         """-object: put a filter into a netdev's chain (F1 to F3) and return it; its `on` is the property status."""
         with self._adding():
-            form, values = self._split(spec, options, "qom-type", dotted=True)
-            kind, name = _take(values, "qom-type"), _take(values, "id")
+            form, values = split(spec, options, "qom-type", dotted=True)
+            kind, name = take(values, "qom-type"), take(values, "id")
             if kind is None:
                 raise OptionError("Parameter 'qom-type' is missing", "the kind of filter, such as filter-dump")
             room = filter_room(kind)
@@ -680,24 +679,6 @@ class Net:
                 raise ValueError("the network is closed")
             yield
 
-    def _split(
-        self, spec: Spec, options: dict[str, Any], implied: str, *, dotted: bool = False
-    ) -> tuple[Form, Pairs | dict[str, Any]]:
-        """What the user wrote, and in which form: pairs (OPTS) or a dict (KEYVAL, JSON)."""
-        if isinstance(spec, Mapping):
-            return Form.JSON, {**spec, **options}
-        if spec is None:
-            return Form.JSON, {key.replace("_", "-") if key.replace("_", "-") == implied else key: v for key, v in options.items()}
-        if spec.startswith("{"):
-            return Form.JSON, {**from_json(spec), **options}
-        if options:
-            if "," in spec or "=" in spec:
-                raise OptionError(f"options given as text ('{spec}') and as keywords", "use one of the two")
-            return Form.JSON, {implied: spec, **options}
-        if dotted:
-            return Form.KEYVAL, parse_keyval(spec, implied)
-        return Form.OPTS, parse_pairs(spec, implied)
-
     def _named(self, name: str) -> list[NetClient]:
         return [client for client in self._clients if client.name == name]
 
@@ -706,7 +687,7 @@ class Net:
             raise DuplicateId(text, "netdev_del() it first, or use another id")
 
     def _pairs_id(self, pairs: Pairs, group: str) -> str | None:
-        name = _take(pairs, "id")
+        name = take(pairs, "id")
         if name is not None:
             check_id(name)
             self._check_free(name, f"Duplicate ID '{name}' for {group}")
@@ -742,47 +723,11 @@ class Net:
         return f"there are: {', '.join(dict.fromkeys(client.name for client in self._clients))}" if self._clients else ""
 
 
-def _take(values: Pairs | dict[str, Any], key: str) -> str | None:
-    """Remove `key`; its value, of pairs the first one."""
-    if isinstance(values, dict):
-        value = values.pop(key, None) if key in values else None
-        if value is not None and not isinstance(value, str):
-            raise OptionError(f"Invalid parameter type for '{key}', expected: string", ID_HINT if key == "id" else "")
-        return value
-    found = [value for name, value in values if name == key]
-    values[:] = [(name, value) for name, value in values if name != key]
-    return found[0] if found else None
-
-
-def _read(row: Backend, form: Form, values: Pairs | dict[str, Any]) -> Any:
+def _read(row: Backend, form: Form, values: Values) -> Any:
     """The options of a backend. Pairs that -nic cut out of a text may be dotted keys."""
     if isinstance(values, list):
         if row.keyval:
             form, values = Form.KEYVAL, parse_keyval(format_pairs(values))
         else:
-            values = _ipv6_net(values)
+            values = ipv6_net(values)
     return read_options(row.room.Options, form, values)
-
-
-def _has_dotted_keys(spec: Spec) -> bool:
-    """Whether the text of a -netdev is of a kind with dotted keys (M9)."""
-    if not isinstance(spec, str):
-        return False
-    row = NET_CLIENT_INIT.get(_last(parse_pairs(spec, "type", warn=False), "type") or "")
-    return row is not None and row.keyval
-
-
-def _last(pairs: Pairs, key: str) -> str | None:
-    return next((value for name, value in reversed(pairs) if name == key), None)
-
-
-def _ipv6_net(pairs: Pairs) -> Pairs:
-    """ipv6-net=prefix[/len] stands for ipv6-prefix and ipv6-prefixlen (M10)."""
-    nets = [value for name, value in pairs if name == "ipv6-net"]
-    if not nets:
-        return pairs
-    prefix, slash, length = nets[-1].partition("/")
-    if slash and not (length.isascii() and length.isdigit() and len(length) < 20):
-        raise OptionError("Parameter 'ipv6-prefixlen' expects a number", "write ipv6-net=fec0::/64")
-    rest = [(name, value) for name, value in pairs if name != "ipv6-net"]
-    return [*rest, ("ipv6-prefix", prefix), ("ipv6-prefixlen", length or "64")]

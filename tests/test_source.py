@@ -42,6 +42,7 @@ FLOORS = [
     (r"qnet\.(backends|filters|models)(\.\w+)?", 5),
     (r"qnet\._loop", 3),
     (r"qnet\.(_fastpath|_host)", 2),
+    (r"qnet\.spec", 2),
     (r"qnet\.(_context|_eth|_iov|mac|options)", 1),
     (r"qnet\.errors", 0),
 ]

@@ -79,13 +79,17 @@ LAYOUTS = [
     ["-netdev hubport,id=a,hubid=0", "-netdev hubport,id=b,hubid=1,netdev=a", "-device e1000", "-device e1000,id=n,mac=52:54:00:12:34:56"],
     ["-nic hubport,hubid=2,model=e1000", "-nic hubport,hubid=2,model=e1000,mac=52:54:00:12:34:58", "-nic hubport,hubid=1,model=e1000"],
     ["-net nic,model=e1000", "-net nic,model=e1000,macaddr=52-54-0-12-34-56", "-net nic,model=e1000-82544gc,macaddr=0x112233"],
+    ["-netdev hubport,id=h,hubid=0", "-device e1000,netdev=h", "-object filter-dump,id=f,netdev=h,file=/dev/null",
+     "-object filter-dump,id=g,netdev=h,file=/dev/null,maxlen=99,queue=rx,position=id=f,insert=before,status=off",
+     "-object filter-dump,id=i,netdev=h,file=/dev/null,position=head"],
     ["-netdev hubport,id=h,hubid=0", "-net nic,model=e1000", "-net nic,netdev=h,model=e1000,id=foo"],
 ]
 
 
 def run(net, line):
     option, _, text = line.partition(" ")
-    {"-netdev": net.netdev_add, "-device": net.device_add, "-nic": net.nic_add, "-net": net.net_add}[option](text)
+    adders = {"-netdev": net.netdev_add, "-device": net.device_add, "-nic": net.nic_add, "-net": net.net_add, "-object": net.object_add}
+    adders[option](text)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -93,7 +97,7 @@ def test_info_network(qemu, probes, layout):
     theirs = qemu(*(word for line in layout for word in line.split(" ", 1)))
     with Net(memory=MEMORY) as net:
         # QEMU makes netdevs first, then the NICs of its table, then devices, in whatever order they were given (M9)
-        for option in ("-netdev", "-nic", "-net", "-device"):
+        for option in ("-netdev", "-nic", "-net", "-device", "-object"):
             if option == "-device":
                 for slot in net.nic_table:
                     net.nic_init(slot)
@@ -139,6 +143,15 @@ DEVICES = [
     {"driver": "e1000", "mitigation": "maybe"}, {"driver": "e1000", "id": "ok6", "mitigation": "on", "mac": "52-54-00-12:34:60"},
 ]  # fmt: skip
 
+OBJECTS = [
+    "nope,id=g", "id=g", "filter-dump", "filter-dump,id=g,netdev=there", "filter-dump,id=g,file=/dev/null",
+    "filter-dump,id=g,netdev=zz,file=/dev/null", "filter-dump,id=g,netdev=nic,file=/dev/null", "filter-dump,netdev=there,id",
+    *(f"filter-dump,netdev=there,file=/dev/null,{rest}" for rest in (
+        "id=ok7", "id=g,foo=1", "id=g,queue=x", "id=g,maxlen=x", "id=g,maxlen=-1", "id=g,maxlen=1k", "id=g,maxlen=0",
+        "id=ok8,position=id=ok7,insert=before,status=off", "id=g,position=x", "id=g,position=id=zz", "id=g,insert=x", "id=g,status=x",
+        "id=1")),
+]  # fmt: skip
+
 
 def test_error_texts(qemu, probes):
     theirs = qemu("-netdev", "hubport,id=there,hubid=0", "-netdev", "hubport,id=busy,hubid=0", "-device", "e1000,id=nic,netdev=busy")
@@ -159,6 +172,11 @@ def test_error_texts(qemu, probes):
         for command, method, table in (("netdev_add", net.netdev_add, JSON), ("device_add", net.device_add, DEVICES)):
             for arguments in table:
                 compare(arguments, say(method, arguments), theirs.qmp(command, **arguments).get("error", {}).get("desc", ""))
+        for text in OBJECTS:
+            answer = theirs.hmp(f"object_add {text}").split("\n")[0].removeprefix("Error: ")
+            compare(text, say(net.object_add, text), answer)
+        for name in ("zz", "ok7"):
+            compare(("object-del", name), say(net.object_del, name), theirs.qmp("object-del", id=name).get("error", {}).get("desc", ""))
         for name in ("zz", "nic", "ok1", "ok1"):
             compare(("netdev_del", name), say(net.netdev_del, name), theirs.qmp("netdev_del", id=name).get("error", {}).get("desc", ""))
         for name in ("zz", "nic", "busy"):

@@ -53,6 +53,7 @@ def test_all_forms_make_the_same(net, spec, options):
         ('{"id":"a"}', "Parameter 'type' is missing"),
         ('{"type":"nope","id":"a"}', "Parameter 'type' does not accept value 'nope'"),
         ('{"type":"hubport","id":1,"hubid":1}', "Invalid parameter type for 'id', expected: string"),
+        ('{"type":"hubport","id":null,"hubid":1}', "Invalid parameter type for 'id', expected: string"),
         ('{"type":5,"id":"a"}', "Invalid parameter type for 'type', expected: string"),
         ('{"type":"hubport","id":"1a","hubid":1}', "Parameter 'id' expects an identifier"),
         ('{"type":"null","id":"a","foo":1}', "Parameter 'foo' is unexpected"),
@@ -86,6 +87,10 @@ def test_hints_tell_what_to_do(net):
 def test_text_and_keywords_do_not_mix(net):
     with pytest.raises(OptionError, match=r"as text .* and as keywords"):
         net.netdev_add("null,id=a", offloads=False)
+
+
+def test_none_as_keyword_is_not_given(net):
+    assert net.netdev_add("hubport", id="a", hubid=0, netdev=None).peer is None
 
 
 def test_s57_duplicate_ids(net, refused):
