@@ -19,6 +19,7 @@ PCAP = ["csrc/fdio.c", "csrc/pcap.c"]
 # module -> C sources beside the .pyx of the same name
 MODULES: dict[str, list[str]] = {
     "qnet._announce": [],
+    "qnet._client": [],
     "qnet._fastpath": GSO,
     "qnet._host": [],
     "qnet._loop": [],

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qnet._fastpath import NullClient
+from qnet._client import NullClient
 from qnet._loop import Loop
 from qnet.filters._filters import DumpFilter
 from qnet.testing import Source

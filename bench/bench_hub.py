@@ -2,7 +2,7 @@
 
 import pytest
 
-from qnet._fastpath import NullClient
+from qnet._client import NullClient
 from qnet._loop import Loop
 from qnet.backends._hub import Hub, HubPort
 from qnet.testing import Source

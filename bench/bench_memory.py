@@ -5,13 +5,13 @@ import sys
 
 import pytest
 
-from qnet._fastpath import NullClient, live
+from qnet._client import NullClient, live
 from qnet._loop import Loop
 
 IDLE_LIMIT = 16 << 10
 SCRIPT = """
 import gc, resource
-from qnet._fastpath import NullClient
+from qnet._client import NullClient
 from qnet._host import GuestMemory, IrqLine
 from qnet._loop import Loop, VirtualClock
 from qnet.backends._hub import Hub, HubPort

@@ -3,7 +3,7 @@
 import pytest
 from peer_driver import TCP_HEADERS, tcp_frame
 
-from qnet._fastpath import NullClient
+from qnet._client import NullClient
 from qnet._loop import Loop
 from qnet.testing import Port, Sink, Source
 

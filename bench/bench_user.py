@@ -8,7 +8,7 @@ from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 
-from qnet._fastpath import NetClient, NullClient
+from qnet._client import NetClient, NullClient
 from qnet.net import Net
 from qnet.testing import Port
 

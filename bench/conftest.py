@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from qnet._fastpath import Context, NetClient, live
+from qnet._client import Context, NetClient, live
 from qnet._loop import Loop, VirtualClock
 
 BUDGET_NS = 300_000_000             # of timed work a bench

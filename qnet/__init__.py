@@ -1,6 +1,6 @@
 """QEMU's network layer as a Python package: net clients, hubs, netdevs, filters and NIC models."""
 
-from qnet._fastpath import NetClient
+from qnet._client import NetClient
 from qnet._host import GuestMemory, IrqLine
 from qnet._loop import VirtualClock
 from qnet.errors import DeviceNotFound, DuplicateId, Error, HostError, OptionError, Unavailable

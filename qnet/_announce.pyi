@@ -1,3 +1,3 @@
-from qnet._fastpath import NetClient
+from qnet._client import NetClient
 
 def announce(client: NetClient, mac: bytes) -> None: ...

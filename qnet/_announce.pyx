@@ -3,7 +3,8 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memset
 
 from qnet._context cimport context_enter, context_leave
-from qnet._fastpath cimport GSO_NONE, NetClient, Packet, net_send
+from qnet._client cimport NetClient
+from qnet._fastpath cimport GSO_NONE, Packet, net_send
 from qnet._iov cimport iovec
 
 

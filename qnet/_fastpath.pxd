@@ -174,27 +174,4 @@ cdef void net_set_link(NetClientState *nc, bint up) noexcept nogil
 cdef void net_filter_insert(NetFilter *f, NetClientState *nc, NetFilter *before) noexcept nogil
 cdef void net_filter_remove(NetFilter *f) noexcept nogil
 
-cdef class Context:
-    cdef NetContext ctx
-    cdef uint64_t holder                # thread that runs no callables now; 0: none
-    cdef object __weakref__
-    cdef void run_deferred(self) noexcept
-
-cdef class NetClient:
-    cdef NetClientState nc
-    cdef readonly Context context
-    cdef readonly str name
-    cdef readonly str model
-    cdef public str info_str
-    cdef NetClient _peer
-    cdef readonly bint closed
-    cdef object __weakref__
-    cdef int _setup(self, const NetClientOps *ops, void *opaque) except -1
-    # Every leaf calls it in its own __dealloc__, while the state behind `opaque` still exists. Idempotent.
-    cdef void _fini(self) noexcept
-
-cdef class Filter:
-    cdef NetFilter filter
-    cdef readonly NetClient client
-    cdef object __weakref__
-    cdef void _fini(self) noexcept      # as NetClient's: every leaf calls it in its own __dealloc__
+cdef NetClientOps null_ops             # takes and forgets; what a client has before its leaf says more, and after it closed

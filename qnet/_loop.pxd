@@ -2,7 +2,7 @@
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from qnet._context cimport NetContext
-from qnet._fastpath cimport Context
+from qnet._client cimport Context
 
 cdef enum:
     LOOP_IN = 1                     # EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP

@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from typing import Self
 
-from qnet._fastpath import Context
+from qnet._client import Context
 
 class VirtualClock:
     start: int

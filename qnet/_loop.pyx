@@ -14,7 +14,7 @@ from posix.unistd cimport close, read, write
 
 from qnet._context cimport (Deferred, NetContext, context_cancel, context_defer, context_enter, context_enter_gil, context_leave,
                             pthread_mutex_unlock)
-from qnet._fastpath cimport Context
+from qnet._client cimport Context
 
 import logging
 import threading

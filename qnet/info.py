@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from qnet._fastpath import NetClient
+from qnet._client import NetClient
 from qnet.backends._hub import Hub, HubPort
 
 __all__ = ["client_line", "network_text", "warnings"]

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from qnet import info
 from qnet._announce import announce
-from qnet._fastpath import NetClient, NullClient
+from qnet._client import NetClient, NullClient
 from qnet._host import GuestMemory, IrqLine
 from qnet._loop import Loop, VirtualClock
 from qnet.announce import Announcer, Parameters

@@ -10,7 +10,7 @@ When one of them raises, it has undone what it did.
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from qnet._fastpath import NetClient
+from qnet._client import NetClient
 from qnet._host import GuestMemory, IrqLine
 from qnet._loop import Loop
 
@@ -61,7 +61,7 @@ class Nic(Protocol):
 
 
 class NetFilter(Protocol):
-    """A filter (F1 to F6), as made by qnet._fastpath.Filter and its leaves."""
+    """A filter (F1 to F6), as made by qnet._client.Filter and its leaves."""
 
     on: bool
 

@@ -7,7 +7,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from qnet._eth cimport ETH_ALEN, ETH_HLEN
-from qnet._fastpath cimport Context, NetClient, NetClientOps, NetClientState, Packet, net_send
+from qnet._client cimport Context, NetClient
+from qnet._fastpath cimport NetClientOps, NetClientState, Packet, net_send
 from qnet._iov cimport iov_gather, iov_slice, iovec
 
 cdef enum:

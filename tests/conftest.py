@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from qnet import _fastpath
+from qnet import _client
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,12 +57,12 @@ def open_fds() -> dict[str, str]:
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """Clients, threads and file descriptors are back to what they were once the test is over."""
-    clients, fds, threads = _fastpath.live(), open_fds(), set(threading.enumerate())
+    clients, fds, threads = _client.live(), open_fds(), set(threading.enumerate())
     yield
     gc.collect()
     left = {fd: what for fd, what in open_fds().items() if fds.get(fd) != what}
     running = {t.name for t in set(threading.enumerate()) - threads}
-    assert _fastpath.live() == clients, f"{_fastpath.live() - clients} clients left"
+    assert _client.live() == clients, f"{_client.live() - clients} clients left"
     assert not running, f"threads left: {running}"
     assert not left, f"file descriptors left: {left}"
 

@@ -1,7 +1,7 @@
 import os
 from typing import Self
 
-from qnet._fastpath import NetClient
+from qnet._client import NetClient
 from qnet._loop import Loop
 
 class DumpClient(NetClient):

@@ -4,7 +4,8 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 from qnet._context cimport Deferred, context_cancel, context_defer
-from qnet._fastpath cimport NET_BURST, TAKE_ALL, NetClient, NetClientOps, NetClientState, Packet
+from qnet._client cimport NetClient
+from qnet._fastpath cimport NET_BURST, TAKE_ALL, NetClientOps, NetClientState, Packet
 from qnet._iov cimport iovec
 from qnet._loop cimport Loop, LoopState, loop_now
 

@@ -1,4 +1,4 @@
-from qnet._fastpath import NetClient
+from qnet._client import NetClient
 from qnet._loop import Loop
 
 class FdClient(NetClient):

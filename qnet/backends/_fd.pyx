@@ -7,8 +7,9 @@ from libc.string cimport memset
 from posix.unistd cimport close
 
 from qnet._context cimport context_enter, context_leave
-from qnet._fastpath cimport (DROP_EMPTY, DROP_IO, DROP_OVERSIZE, NET_BURST, NET_MAX_PACKET, NetClient, NetClientOps, NetClientState,
-                             Packet, net_drop, net_flush, net_send)
+from qnet._client cimport NetClient
+from qnet._fastpath cimport (DROP_EMPTY, DROP_IO, DROP_OVERSIZE, NET_BURST, NET_MAX_PACKET, NetClientOps, NetClientState, Packet, net_drop,
+                             net_flush, net_send)
 from qnet._iov cimport iovec
 from qnet._loop cimport LOOP_IN, LOOP_OUT, Loop, Watch, watch_add, watch_events, watch_init, watch_remove
 

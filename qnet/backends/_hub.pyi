@@ -1,4 +1,4 @@
-from qnet._fastpath import Context, NetClient
+from qnet._client import Context, NetClient
 
 class Hub:
     @property

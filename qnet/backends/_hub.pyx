@@ -4,8 +4,8 @@ from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, realloc
 
 from qnet._context cimport context_enter, context_leave
-from qnet._fastpath cimport (Context, NetClient, NetClientOps, NetClientState, Packet, TAKE_ALL, net_can_send, net_flush,
-                             net_send)
+from qnet._client cimport Context, NetClient
+from qnet._fastpath cimport NetClientOps, NetClientState, Packet, TAKE_ALL, net_can_send, net_flush, net_send
 
 import weakref
 

@@ -14,8 +14,9 @@ from posix.unistd cimport close
 
 from qnet._context cimport Deferred, context_cancel, context_defer, context_enter, context_leave
 from qnet._eth cimport ETH_HLEN, ETH_P_IP, be16
-from qnet._fastpath cimport (DROP_MALFORMED, DROP_NO_BUFFER, DROP_QUEUE_FULL, NET_BURST, NET_QUEUE_BYTES, NetClient,
-                             NetClientOps, NetClientState, Packet, net_drop, net_flush, net_send)
+from qnet._client cimport NetClient
+from qnet._fastpath cimport (DROP_MALFORMED, DROP_NO_BUFFER, DROP_QUEUE_FULL, NET_BURST, NET_QUEUE_BYTES, NetClientOps, NetClientState,
+                             Packet, net_drop, net_flush, net_send)
 from qnet._iov cimport iovec
 from qnet._loop cimport (LOOP_IN, Loop, LoopState, Poller, Timer, Watch, loop_now, poller_add, poller_remove, poller_touch,
                          timer_cancel, timer_init, timer_set, watch_add, watch_init, watch_remove)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from qnet._fastpath import NetClient
+from qnet._client import NetClient
 from qnet.backends._dump import DumpClient
 from qnet.errors import HostError, OptionError
 from qnet.options import SIZE, STR, opt

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from qnet._fastpath import NetClient
+from qnet._client import NetClient
 from qnet.options import INT32, STR, opt
 from qnet.rooms import Network
 

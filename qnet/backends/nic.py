@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from qnet._fastpath import NetClient
+from qnet._client import NetClient
 from qnet.errors import OptionError
 from qnet.mac import parse_mac
 from qnet.options import STR, UINT32, opt

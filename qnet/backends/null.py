@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from qnet._fastpath import NetClient, NullClient
+from qnet._client import NetClient, NullClient
 from qnet.options import BOOL, opt
 from qnet.rooms import Network
 

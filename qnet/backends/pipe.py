@@ -6,7 +6,7 @@ What QEMU's stream and socket netdevs speak, without the connecting: for tests, 
 import errno
 from dataclasses import dataclass
 
-from qnet._fastpath import NetClient
+from qnet._client import NetClient
 from qnet.backends._stream import StreamClient
 from qnet.errors import HostError, OptionError
 from qnet.options import INT32, opt

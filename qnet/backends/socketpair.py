@@ -3,7 +3,7 @@
 import socket
 from dataclasses import dataclass
 
-from qnet._fastpath import NetClient
+from qnet._client import NetClient
 from qnet._loop import Loop
 from qnet.backends._fd import FdClient
 from qnet.errors import HostError

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Iterable
 from typing import NoReturn
 
-from qnet._fastpath import NetClient
+from qnet._client import NetClient
 from qnet._loop import Loop
 from qnet.backends._guestfwd import Handler, LoopThread, Server
 from qnet.backends._libslirp import library, slirp_config

@@ -1,7 +1,7 @@
 import os
 from typing import Self
 
-from qnet._fastpath import Filter, NetClient
+from qnet._client import Filter, NetClient
 
 class DumpFilter(Filter):
     path: str

@@ -5,15 +5,16 @@ from libc.string cimport memset, strncpy
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 from qnet._context cimport Deferred, context_cancel, context_defer, context_enter_gil, context_leave
-from qnet._fastpath cimport (DROP_REASONS, FILTER_RX, FILTER_TX, NET_BURST, Filter, NetClient, NetClientState, NetFilter,
-                             NetFilterOps, Packet, net_filter_remove)
+from qnet._client cimport Filter, NetClient
+from qnet._fastpath cimport (DROP_REASONS, FILTER_RX, FILTER_TX, NET_BURST, NetClientState, NetFilter, NetFilterOps, Packet,
+                             net_filter_remove)
 from qnet._iov cimport iovec
 from qnet._loop cimport Loop, LoopState, loop_now
 
 import logging
 import os
 
-from qnet._fastpath import DROP_NAMES as _DROP_NAMES
+from qnet._client import DROP_NAMES as _DROP_NAMES
 from qnet.errors import check
 
 cdef extern from "pcap.h" nogil:

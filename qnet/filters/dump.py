@@ -3,7 +3,7 @@
 import errno
 from dataclasses import dataclass
 
-from qnet._fastpath import NetClient
+from qnet._client import NetClient
 from qnet.errors import HostError, OptionError
 from qnet.filters._filters import DumpFilter
 from qnet.options import BOOL, SIZE, STR, UINT32, Choice, FilterOptions, opt

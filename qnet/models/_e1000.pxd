@@ -1,5 +1,5 @@
 # The e1000 as an object; its state and rings are in _e1000_rings.pxd.
-from qnet._fastpath cimport NetClient
+from qnet._client cimport NetClient
 from qnet._host cimport GuestMemory, IrqLine
 from qnet.models._e1000_rings cimport E1000State
 

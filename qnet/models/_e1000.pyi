@@ -1,6 +1,6 @@
 from typing import Any
 
-from qnet._fastpath import NetClient
+from qnet._client import NetClient
 from qnet._host import GuestMemory, IrqLine
 from qnet._loop import Loop
 

@@ -10,7 +10,8 @@ from libc.string cimport memcpy, memset
 
 from qnet._context cimport context_enter, context_leave
 from qnet._eth cimport ETH_ZLEN
-from qnet._fastpath cimport Context, NetClient, NetClientOps, NetClientState, net_flush
+from qnet._client cimport Context, NetClient
+from qnet._fastpath cimport NetClientOps, NetClientState, net_flush
 from qnet._host cimport GuestMemory, IrqLine
 from qnet._loop cimport Loop, Timer, loop_now, timer_cancel, timer_init, timer_set
 from qnet.models._e1000_regs cimport *

@@ -7,9 +7,9 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
 from qnet._eth cimport ETH_ALEN, ETH_FCS_LEN, be16, eth_is_broadcast
-from qnet._fastpath cimport (DROP_ADDRESS, DROP_DISABLED, DROP_DMA, DROP_EMPTY, DROP_MALFORMED, DROP_NO_BUFFER, DROP_OVERSIZE,
-                             GSO_ECN, GSO_TCPV4, GSO_TCPV6, NET_BURST, NET_MAX_HDR, NET_MAX_IOV, OFF_NEEDS_CSUM,
-                             NetClientState, Packet, net_drop, net_loopback, net_send)
+from qnet._fastpath cimport (DROP_ADDRESS, DROP_DISABLED, DROP_DMA, DROP_EMPTY, DROP_MALFORMED, DROP_NO_BUFFER, DROP_OVERSIZE, GSO_ECN,
+                             GSO_TCPV4, GSO_TCPV6, NET_BURST, NET_MAX_HDR, NET_MAX_IOV, OFF_NEEDS_CSUM, NetClientState, Packet, net_drop,
+                             net_loopback, net_send)
 from qnet._host cimport GuestMem, MemRegion, guest_peek, guest_poke, guest_read, guest_write, irq_set
 from qnet._iov cimport iov_gather, iovec
 from qnet._loop cimport loop_now, timer_set

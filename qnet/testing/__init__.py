@@ -1,6 +1,6 @@
 """What tests and benches of networks and of VMMs need: clients to drive from Python, sources and sinks, and guests without a CPU."""
 
-from qnet._fastpath import live
+from qnet._client import live
 from qnet.testing._frames import TAKES
 from qnet.testing._nodes import LoopBack, Sink, Source
 from qnet.testing._port import Port

@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
-from qnet._fastpath cimport (TAKE_ALL, TAKE_CSUM, TAKE_ECN, TAKE_PLAIN, TAKE_TSO4, TAKE_TSO6, TAKE_UFO, TAKE_USO, Offload, Packet)
+from qnet._fastpath cimport TAKE_ALL, TAKE_CSUM, TAKE_ECN, TAKE_PLAIN, TAKE_TSO4, TAKE_TSO6, TAKE_UFO, TAKE_USO, Offload, Packet
 from qnet._iov cimport iov_gather, iovec
 
 TAKES = {"plain": TAKE_PLAIN, "csum": TAKE_CSUM, "tso4": TAKE_TSO4, "tso6": TAKE_TSO6, "uso": TAKE_USO, "ufo": TAKE_UFO,

@@ -1,6 +1,6 @@
 from collections.abc import Mapping
 
-from qnet._fastpath import Context, NetClient
+from qnet._client import Context, NetClient
 
 class Source(NetClient):
     size: int

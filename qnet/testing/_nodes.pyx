@@ -6,8 +6,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from qnet._context cimport context_enter, context_leave
-from qnet._fastpath cimport (NET_BURST, NET_MAX_PACKET, Context, NetClient, NetClientOps, NetClientState, Offload, Packet,
-                             net_send)
+from qnet._client cimport Context, NetClient
+from qnet._fastpath cimport NET_BURST, NET_MAX_PACKET, NetClientOps, NetClientState, Offload, Packet, net_send
 from qnet._iov cimport iov_gather, iovec
 from qnet.testing._frames cimport fill_offload
 

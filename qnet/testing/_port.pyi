@@ -1,7 +1,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from qnet._fastpath import Context, NetClient
+from qnet._client import Context, NetClient
 
 BREACH_NAMES: dict[int, str]
 REACTION_NAMES: tuple[str, ...]

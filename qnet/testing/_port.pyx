@@ -6,9 +6,10 @@ from libc.string cimport memset
 
 from qnet._context cimport context_enter, context_leave
 from qnet._eth cimport ETH_ZLEN
+from qnet._client cimport Context, NetClient
 from qnet._fastpath cimport (GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP, GSO_UDP_L4, NET_BURST, NET_MAX_IOV, NET_MAX_PACKET,
-                             OFF_NEEDS_CSUM, TAKE_CSUM, TAKE_ECN, TAKE_PLAIN, TAKE_TSO4, TAKE_TSO6, TAKE_UFO, TAKE_USO, Context,
-                             NetClient, NetClientOps, NetClientState, Packet, net_flush, net_loopback, net_send)
+                             OFF_NEEDS_CSUM, TAKE_CSUM, TAKE_ECN, TAKE_PLAIN, TAKE_TSO4, TAKE_TSO6, TAKE_UFO, TAKE_USO, NetClientOps,
+                             NetClientState, Packet, net_flush, net_loopback, net_send)
 from qnet._iov cimport iov_size, iovec
 from qnet.testing._frames cimport Burst, Fifo, Frame, fifo_pop, fifo_put, frame_copy, frames_to_python
 

@@ -1,7 +1,7 @@
 from typing import Literal
 
-from qnet._fastpath import DROP_NAMES as DROP_NAMES
-from qnet._fastpath import Context, Filter, NetClient
+from qnet._client import DROP_NAMES as DROP_NAMES
+from qnet._client import Context, Filter, NetClient
 from qnet._host import GuestMemory, IrqLine
 from qnet._loop import Loop
 

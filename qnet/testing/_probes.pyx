@@ -6,14 +6,15 @@ from libc.string cimport memset
 from posix.unistd cimport read as posix_read
 
 from qnet._context cimport context_enter, context_leave
-from qnet._fastpath cimport (DROP_REASONS, FILTER_RX, FILTER_TX, Context, Filter, NetClient, NetClientState, NetFilter, NetFilterOps,
-                             Packet, net_filter_remove, net_pass_to_next)
+from qnet._client cimport Context, Filter, NetClient
+from qnet._fastpath cimport (DROP_REASONS, FILTER_RX, FILTER_TX, NetClientState, NetFilter, NetFilterOps, Packet, net_filter_remove,
+                             net_pass_to_next)
 from qnet._host cimport GuestMemory, IrqLine, guest_map, guest_read, guest_write, irq_set
 from qnet._loop cimport (Loop, Poller, Watch, poller_add, poller_remove, poller_touch, watch_add, watch_events, watch_init,
                          watch_remove)
 from qnet.testing._frames cimport Fifo, Frame, fifo_pop, fifo_put, frame_copy
 
-from qnet._fastpath import DROP_NAMES
+from qnet._client import DROP_NAMES
 from qnet.errors import check
 
 # ------------------------------------------------------------------------------------------------------------------- Gate

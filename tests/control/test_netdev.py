@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from qnet import _fastpath
+from qnet import _client
 from qnet.errors import DeviceNotFound, DuplicateId, Error, OptionError
 
 
@@ -65,9 +65,9 @@ def test_all_forms_make_the_same(net, spec, options):
     ],
 )
 def test_refusals_have_qemus_text_and_leave_nothing(net, refused, spec, text):
-    clients = _fastpath.live()
+    clients = _client.live()
     assert refused(net.netdev_add, spec) == text
-    assert _fastpath.live() == clients
+    assert _client.live() == clients
     net.netdev_add("null,id=a")
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from qnet._fastpath import NetClient
+from qnet._client import NetClient
 from qnet._loop import Loop
 from qnet.testing import Port
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qnet._fastpath import live
+from qnet._client import live
 from qnet._host import GuestMemory
 from qnet.testing import DeviceProbe, Port
 

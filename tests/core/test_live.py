@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qnet._fastpath import live
+from qnet._client import live
 from qnet._loop import Loop, VirtualClock
 from qnet.backends._hub import Hub, HubPort
 from qnet.testing import Gate, LoopBack, Port, Sink, Source

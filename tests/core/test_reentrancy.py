@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from qnet._fastpath import NullClient
+from qnet._client import NullClient
 from qnet.testing import Gate, LoopBack, Port, Sink, Source
 
 

@@ -14,7 +14,7 @@ from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6NDOptDstLLAddr, I
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Raw
 
-from qnet._fastpath import NetClient
+from qnet._client import NetClient
 from qnet._loop import VirtualClock
 from qnet.net import Net
 from qnet.testing import Port
