@@ -9,6 +9,7 @@ cdef enum:
     LOOP_OUT = 4
     LOOP_ERR = 8
     LOOP_HUP = 16
+    LOOP_ONESHOT = 1 << 30          # EPOLLONESHOT: nothing more, until watch_events sets it again
 
 ctypedef void (*ready_fn)(void *opaque, uint32_t ready) noexcept nogil
 ctypedef void (*expire_fn)(void *opaque) noexcept nogil
@@ -78,7 +79,7 @@ cdef class Loop(Context):
     cdef readonly object clock
     cdef object thread
     cdef uint32_t run               # changes when a thread shall end
-    cdef set handles                # TimerHandles that are set, kept alive until they fire
+    cdef set handles                # TimerHandles and WatchHandles that are set, kept alive meanwhile
     cdef bint closed
     cdef int _fd(self) except -1
     cdef void _release(self) noexcept

@@ -219,7 +219,7 @@ cdef int watch_events(Watch *w, uint32_t events) noexcept nogil:
     cdef epoll_event ev
     if w.fd < 0:
         return -ENOENT
-    if events == w.events:
+    if events == w.events and not events & LOOP_ONESHOT:
         return 0
     memset(&ev, 0, sizeof(ev))
     ev.events = events
@@ -434,6 +434,16 @@ cdef class Loop(Context):
         h._start(ns)
         return h
 
+    def watch(self, int fd, uint32_t events, callback):
+        """Call `callback(ready)`, without the lock, whenever the fd is ready for `events`: select.EPOLLIN, EPOLLOUT. `ready` is what
+        it is ready for, and EPOLLERR and EPOLLHUP. Returns a handle with cancel(), to be called before the fd is closed. While the
+        callable has not returned it is not called again; one that raises is logged and not called any more. HostError: the fd is
+        not open, cannot be waited for, or is watched already."""
+        self._fd()
+        cdef WatchHandle h = WatchHandle(self, callback)
+        h._start(fd, events)
+        return h
+
     def wake(self):
         """Make fileno() readable, or a running thread look around."""
         cdef uint64_t one = 1
@@ -484,7 +494,7 @@ cdef class Loop(Context):
         self._release()
 
 
-# -------------------------------------------------------------------------------------------------------- Python's timers
+# -------------------------------------------------------------------------------------------- Python's timers and watches
 
 cdef void handle_expire(void *opaque) noexcept nogil:
     cdef TimerHandleState *s = <TimerHandleState *>opaque
@@ -544,5 +554,76 @@ cdef class TimerHandle:
         with nogil:
             context_enter(self.loop.loop.ctx)
             timer_cancel(&self.s.timer)
+            context_cancel(self.loop.loop.ctx, &self.s.node)
+            context_leave(self.loop.loop.ctx)
+
+
+cdef void watch_handle_ready(void *opaque, uint32_t ready) noexcept nogil:
+    cdef WatchHandleState *s = <WatchHandleState *>opaque
+    s.ready = ready
+    context_defer(s.watch.loop.ctx, &s.node)
+
+
+cdef void watch_handle_run(void *owner) noexcept:
+    (<WatchHandle>owner)._fire()
+
+
+cdef struct WatchHandleState:
+    Watch watch
+    Deferred node
+    uint32_t ready
+
+
+@cython.no_gc_clear
+cdef class WatchHandle:
+    """A file descriptor watched by Loop.watch()."""
+    cdef WatchHandleState s
+    cdef Loop loop
+    cdef object callback
+
+    def __init__(self, Loop loop, callback):
+        self.loop = loop
+        self.callback = callback
+        memset(&self.s, 0, sizeof(self.s))
+        watch_init(&self.s.watch, &loop.loop, watch_handle_ready, &self.s)
+        self.s.node.owner = <void *>self
+        self.s.node.run = watch_handle_run
+
+    cdef int _start(self, int fd, uint32_t events) except -1:
+        cdef int rc
+        self.loop.handles.add(self)
+        with nogil:
+            context_enter(self.loop.loop.ctx)
+            rc = watch_add(&self.s.watch, fd, events | LOOP_ONESHOT)
+            context_leave(self.loop.loop.ctx)
+        if rc < 0:
+            self.loop.handles.discard(self)
+        check(rc, "cannot watch a file descriptor")
+        return 0
+
+    cdef void _fire(self) noexcept:
+        cdef int rc
+        if self not in self.loop.handles:
+            return
+        try:
+            self.callback(self.s.ready)
+        except Exception:
+            log.exception("watch callable failed")
+            self.cancel()
+            return
+        if self in self.loop.handles:
+            with nogil:
+                context_enter(self.loop.loop.ctx)
+                rc = watch_events(&self.s.watch, self.s.watch.events)
+                context_leave(self.loop.loop.ctx)
+            if rc < 0:                          # closed behind our back
+                self.cancel()
+
+    def cancel(self):
+        """The callable will not be called any more. Idempotent."""
+        self.loop.handles.discard(self)
+        with nogil:
+            context_enter(self.loop.loop.ctx)
+            watch_remove(&self.s.watch)
             context_cancel(self.loop.loop.ctx, &self.s.node)
             context_leave(self.loop.loop.ctx)

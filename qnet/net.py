@@ -3,8 +3,8 @@
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self
 
 from qnet import info
@@ -15,6 +15,7 @@ from qnet._loop import Loop, VirtualClock
 from qnet.announce import Announcer, Parameters
 from qnet.backends._hub import Hub, HubPort
 from qnet.errors import DeviceNotFound, DuplicateId, Error, OptionError
+from qnet.events import EventCallback, Events
 from qnet.kinds import NET_CLIENT_INIT, Backend, backend, filter_room, nic_model, nic_room
 from qnet.mac import MacPool, parse_mac
 from qnet.options import (
@@ -91,8 +92,9 @@ class _Device:
 class _Control:
     """The control plane's lock. The user's callables wait until it is free again, so they may take locks of the user's own."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, events: Events) -> None:
         self._loop = loop
+        self._events = events
         self._lock = threading.RLock()
         self._depth = 0
 
@@ -110,6 +112,7 @@ class _Control:
         self._lock.release()
         if last:
             self._loop.run_callables()
+            self._events.deliver()
 
 
 class Net:
@@ -124,7 +127,8 @@ class Net:
 
     def __init__(self, *, clock: VirtualClock | None = None, memory: Memory = None) -> None:
         self.loop = Loop(clock)
-        self._lock = _Control(self.loop)    # the packet path's is the loop's
+        self._events = Events()
+        self._lock = _Control(self.loop, self._events)      # the packet path's is the loop's
         self._closed = False
         self._owned: list[GuestMemory] = []
         self._memory = self._own_memory(memory, self._owned)
@@ -583,6 +587,28 @@ class Net:
             if parameters.interfaces is None or device.name in parameters.interfaces:
                 announce(device.clients[0], device.nic.mac)
                 device.nic.announce()
+
+    # -------------------------------------------------------------------------------------------------------------- events
+
+    def on_event(self, callback: EventCallback) -> None:
+        """Call callback(name, data) at each event, with QMP's names and data: docs/stream.md has those there are. It is called
+        without locks, on the thread on which the event happened, one event at a time and in order."""
+        with self._lock:
+            self._events.add(callback)
+
+    def off_event(self, callback: EventCallback) -> None:
+        """Do not call it any more. Idempotent."""
+        with self._lock:
+            self._events.remove(callback)
+
+    @property
+    def lock(self) -> AbstractContextManager[None]:
+        """The control plane's lock, for callables of backends; users need it to see several things at one moment."""
+        return self._lock
+
+    def event(self, name: str, data: Mapping[str, Any]) -> None:
+        """An event of a backend. With the lock held; listeners are called once it is free."""
+        self._events.put(name, data)
 
     # ------------------------------------------------------------------------------------------------------------- running
 

@@ -7,7 +7,8 @@ models/FAMILY.py    realize(net, name, options, memory, irq, *, model, mac) -> t
 When one of them raises, it has undone what it did.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from qnet._client import NetClient
@@ -23,6 +24,13 @@ class Network(Protocol):
     @property
     def loop(self) -> Loop:
         """fds, timers and clock; the context of every client."""
+
+    @property
+    def lock(self) -> AbstractContextManager[None]:
+        """The control plane's lock. Timers and watches run without it: a callable of theirs takes it first."""
+
+    def event(self, name: str, data: Mapping[str, Any]) -> None:
+        """Tell the network's users, as QMP tells its clients. With the lock held; they hear of it once it is free."""
 
     def hub_port(self, hub_id: int, name: str) -> NetClient:
         """A new port of the hub, which is made on first use (H1)."""

@@ -43,7 +43,7 @@ FLOORS = [
     (r"qnet\._loop", 4),
     (r"qnet\._client", 3),
     (r"qnet\.(_fastpath|_host|spec)", 2),
-    (r"qnet\.(_context|_eth|_iov|mac|options)", 1),
+    (r"qnet\.(_context|_eth|_iov|events|mac|options)", 1),
     (r"qnet\.errors", 0),
 ]
 # Modules that are one thing in several files.
