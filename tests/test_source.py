@@ -50,7 +50,7 @@ FLOORS = [
 GROUPS = [
     r"qnet\.testing(\..*)?",
     r"qnet\.models\._e1000(_regs|_rings)?",
-    r"qnet\.backends\._(slirp|slirpguard|libslirp|usernet|guestfwd)",
+    r"qnet\.backends\._(slirp|slirp(fds|guard|lib|out)|libslirp|usernet|guestfwd)",
 ]
 
 
@@ -159,7 +159,7 @@ BUDGETS = [
     Budget(r"setup\.py", 90),
 ]
 OVER: dict[str, tuple[int, str]] = {
-    "qnet/backends/_slirp.pyx": (800, "one foreign library: what it calls and what calls it share one state"),
+    "qnet/backends/_slirp.pyx": (480, "one foreign library: what it calls and what calls it share one state"),
 }
 
 
