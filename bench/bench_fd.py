@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from qnet._loop import Loop
-from qnet.backends._fd import FdClient
+from qnet.backends._dgram import DgramClient
 from qnet.backends._stream import StreamClient
 from qnet.testing import Sink, Source
 
@@ -31,7 +31,7 @@ def bench_dgram(cost, keep, loop: Loop, size: int) -> None:
         b.bind(("127.0.0.1", 0))
         a.connect(b.getsockname())
         b.connect(a.getsockname())
-        out, back = keep(FdClient(loop, "out", "dgram", a.fileno())), keep(FdClient(loop, "back", "dgram", b.fileno()))
+        out, back = keep(DgramClient(loop, "out", "dgram", a.fileno())), keep(DgramClient(loop, "back", "dgram", b.fileno()))
     through(cost, keep, loop, f"dgram.{size}", out, back, size, 32)
 
 

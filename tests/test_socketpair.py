@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from qnet import HostError, Net, OptionError, VirtualClock
 from qnet._loop import Loop
 from qnet.backends import socketpair
-from qnet.backends._fd import FdClient
+from qnet.backends._dgram import DgramClient
 from qnet.backends.socketpair import SocketPair
 from qnet.testing import Port
 
@@ -111,7 +111,7 @@ def test_sixty_four_frames_are_one_system_call(world: World) -> None:
             s.setblocking(False)
         a.connect(b.getsockname())
         b.connect(a.getsockname())
-        client = FdClient(world.loop, "n1", "socketpair", a.fileno())
+        client = DgramClient(world.loop, "n1", "socketpair", a.fileno())
         peer = Port(world.loop, "nic1")
         peer.pair(client)
         peer.send([frame(i) for i in range(64)])
@@ -327,12 +327,12 @@ def test_a_frame_too_long_for_the_socket_is_dropped_the_others_go(world: World) 
     a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with a, b:
         a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
-        client = FdClient(world.loop, "n1", "socketpair", a.fileno())
+        client = DgramClient(world.loop, "n1", "socketpair", a.fileno())
         sender = Port(world.loop, "n2")
         sender.pair(client)
         sender.send([frame(1), frame(2, 60_000), frame(3)])
         assert [b.recv(100), b.recv(100)] == [frame(1), frame(3)]
-        assert client.stats()["drops"] == {"io": 1}
+        assert client.stats()["drops"] == {"oversize": 1}
         assert client.connected
         client.close()
         sender.close()
@@ -489,5 +489,5 @@ def test_no_descriptors_left(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_descriptor_that_is_not_open() -> None:
     loop = Loop(clock=VirtualClock())
     with pytest.raises(OSError, match="Bad file descriptor"):
-        FdClient(loop, "n0", "socketpair", 999)
+        DgramClient(loop, "n0", "socketpair", 999)
     loop.close()

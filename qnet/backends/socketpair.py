@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from qnet._client import NetClient
 from qnet._loop import Loop
-from qnet.backends._fd import FdClient
+from qnet.backends._dgram import DgramClient
 from qnet.errors import HostError
 from qnet.options import Choice, opt
 from qnet.rooms import Network
@@ -22,13 +22,13 @@ class Options:
     )
 
 
-class SocketPair(FdClient):
+class SocketPair(DgramClient):
     """`socket` is the other end: send() puts a frame on the network, recv() takes one from it. It is closed with the client."""
 
     def __init__(self, loop: Loop, name: str, socket_type: str = "seqpacket") -> None:
         ours, self.socket = socket.socketpair(socket.AF_UNIX, TYPES[socket_type])
         with ours:
-            super().__init__(loop, name, "socketpair", ours.fileno())
+            super().__init__(loop, name, "socketpair", ours.fileno(), ends=True)
         self.info_str = f"type={socket_type}"
 
     def close(self) -> None:

@@ -1,9 +1,0 @@
-from qnet._client import NetClient
-from qnet._loop import Loop
-
-class FdClient(NetClient):
-    def __init__(self, loop: Loop, name: str, model: str, fd: int) -> None: ...
-    @property
-    def connected(self) -> bool: ...
-    @property
-    def error(self) -> str | None: ...
