@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,6 +38,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Children that are started now end on SIGINT, also when the test run itself ignores it, as a background job does: a signal that is
+    handled here has its default action after exec, one that is ignored stays ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 # ------------------------------------------------------------------------------------------------------------- the whole machine
 
 
@@ -64,6 +74,7 @@ def test_the_guest_boots_and_downloads(cpu: str, tmp_path: Path) -> None:
     assert [line for line in seen.stderr.splitlines() if "Running as user" not in line] == []
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_control_c_ends_it_cleanly(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", VMM / "demo.py", "--pcap", tmp_path / "demo.pcapng"]
     env = os.environ | {"TMPDIR": str(tmp_path)}
