@@ -18,6 +18,12 @@ STATUS_INTERRUPT = 0x8
 ROM_ENABLE = 1
 ROM_ADDRESS = 0xFFFFF800
 MAX_ROM = 16 << 20  # what 6.2.5.2 lets a function ask for
+# A window that reaches it is not decoded: it is what a sizing write leaves for a moment, with decoding on (a real QEMU does the same).
+LAST_BYTE = 0xFFFFFFFF
+
+
+def _window(address: int, size: int) -> int | None:
+    return address if address and address + size - 1 < LAST_BYTE else None
 
 
 class Bar(NamedTuple):
@@ -125,14 +131,14 @@ class PciFunction:
         kind = self.bars[bar].kind
         address = self._get(BAR0 + 4 * bar, 4) & (~3 if kind == "io" else ~15) & 0xFFFFFFFF
         on = self.command & (COMMAND_IO if kind == "io" else COMMAND_MEMORY)
-        return address if on and address and address + self.bars[bar].size <= 1 << 32 else None
+        return _window(address, self.bars[bar].size) if on else None
 
     def rom_address(self) -> int | None:
         """Where the expansion ROM is decoded now, or None."""
         value = self._get(ROM, 4)
         if not self.rom or not value & ROM_ENABLE or not self.command & COMMAND_MEMORY:
             return None
-        return (value & ROM_ADDRESS) or None
+        return _window(value & ROM_ADDRESS, len(self.rom))
 
     def reset(self) -> None:
         """RST#: everything writable goes to 0."""

@@ -47,6 +47,41 @@ def test_decoding(card: Any) -> None:
     assert card.nic.bar_address(0) is None
 
 
+WINDOWS = [(0x10, 0xFFFFFFFF, None), (0x10, 0xFFFE0000, None), (0x10, 0xFFFC0000, 0xFFFC0000), (0x10, 0, None),
+           (0x14, 0xFFFFFFFF, None), (0x14, 0xFFFFFF81, 0xFFFFFF80), (0x14, 0xFFC1, 0xFFC0), (0x14, 1, None),
+           (0x30, 0xFFFFFFFF, None), (0x30, 0xFFFE0001, None), (0x30, 0xFFFC0001, 0xFFFC0000), (0x30, 1, None)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("register", "value", "address"), WINDOWS)
+def test_a_window_at_the_end_is_not_decoded(
+    make_card: Callable[..., Any], tmp_path: Path, register: int, value: int, address: int | None
+) -> None:
+    """Sizing with decoding on must not cover what else is there, as the firmware."""
+    image = tmp_path / "rom"
+    image.write_bytes(bytes(0x20000))
+    card = make_card(romfile=str(image))
+    card.enable(3)
+    card.cfg_write(register, 4, value)
+    assert (card.nic.rom_address() if register == 0x30 else card.nic.bar_address((register - 0x10) // 4)) == address
+
+
+@pytest.mark.qemu
+def test_a_real_qemu_decodes_the_same_windows(make_qemu: Callable[..., Any], tmp_path: Path) -> None:
+    """Memory and ROM; no port that the processor has lies at the end."""
+    image = tmp_path / "rom"
+    image.write_bytes(b"\x5a" * 0x20000)
+    qemu = make_qemu(romfile=str(image))
+    for register, value, address in WINDOWS:
+        if register == 0x14:
+            continue
+        qemu.cfg_write(0x10, 4, 0)
+        qemu.cfg_write(0x30, 4, 0)
+        qemu.cfg_write(register, 4, value)
+        place = (value & 0xFFFE0000) or 0xFFFC0000
+        there = {0x10: 0x80080783, 0x30: 0x5A5A5A5A}[register]           # STATUS, or the image
+        assert (qemu.ask(f"readl {place + 8:#x}") == [there]) is (address is not None), (hex(register), hex(value))
+
+
 @pytest.mark.parametrize(("size", "rounded"), [(1, 2048), (2048, 2048), (2049, 4096), (100_000, 131072)])
 def test_rom(make_card: Callable[..., Any], tmp_path: Path, size: int, rounded: int) -> None:
     """6.2.5.2: a power of two of at least 2 KiB; decoded by its own bit and COMMAND's."""
