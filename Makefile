@@ -40,10 +40,13 @@ bench-peer: .venv/built .venv/test
 
 wheel: build/wheels
 
-# The package with address and undefined behaviour sanitizer, beside the ordinary build, and the tests on it.
+# The package with address and undefined behaviour sanitizer, beside the ordinary build, and the tests on it; QEMU runs without.
 asan: .venv/test
 	QNET_ASAN=1 $(BIN)/python setup.py -q build --build-base build/asan --build-lib build/asan/lib
-	PYTHONPATH=build/asan/lib ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+	@mkdir -p build/asan/bin
+	@printf '#!/bin/sh\nunset LD_PRELOAD\nexec %s "$$@"\n' "$$(command -v qemu-system-x86_64)" >build/asan/bin/qemu-system-x86_64
+	@chmod +x build/asan/bin/qemu-system-x86_64
+	PATH="$(CURDIR)/build/asan/bin:$$PATH" PYTHONPATH=build/asan/lib ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" $(BIN)/pytest -m "not slow" $(ARGS)
 
 clean:
