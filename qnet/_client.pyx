@@ -104,7 +104,8 @@ cdef class NetClient:
     """One end of a link (S1 to S8). Leaves subclass it and fill in the ops; Python names, pairs, watches and closes it.
 
     `name` is the id users gave or `model.n`; `model` the kind ("user", "hubport", "e1000"). Everything is safe to call from any
-    thread. A closed client stays a valid object: it has no peer and drops what it is sent.
+    thread. A closed client stays a valid object: it has no peer and drops what it is sent. Peers keep each other alive; two that
+    nobody else knows go with the next garbage collection.
     """
 
     def __cinit__(self, Context context not None, *args, **kwargs):
@@ -124,6 +125,18 @@ cdef class NetClient:
         self.nc.ops = ops
         self.nc.opaque = opaque
         return 0
+
+    def __del__(self):
+        """Peers keep each other alive. When nobody else knows of either, the garbage collector calls this while both are whole: they
+        are unpaired, and each goes its own way. It may run anywhere, so it calls nothing of Python's."""
+        cdef NetClient other = self._peer
+        if other is None:
+            return
+        context_enter_gil(&self.context.ctx)
+        net_unpair(&self.nc)
+        context_leave(&self.context.ctx)
+        other._peer = None
+        self._peer = None
 
     def __dealloc__(self):
         global live_clients
