@@ -6,7 +6,7 @@
 # receive(nc, pkts, n) -> consumed. The client takes packets from the front of the burst and returns how many it is done with.
 #   * consumed == n: all gone. A bad packet is consumed and counted (net_drop); there is no error return.
 #   * consumed < n: no room NOW. Nothing was lost; the client promises to call net_flush when it has room, and is not called
-#     again before that. It never means anything else.
+#     again before that, whoever its peer is then. It never means anything else.
 #   * It may send from within receive; packets that come back to it meanwhile are queued, never delivered recursively.
 #   * Bytes and iovecs belong to the sender and are valid until receive returns. They are never written.
 # net_send(nc, pkts, n) -> consumed. What was not consumed is still the sender's:

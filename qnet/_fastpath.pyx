@@ -71,8 +71,7 @@ cdef void net_unpair(NetClientState *nc) noexcept nogil:
     peer.peer = NULL
     peer.blocked = False
     nc.blocked = False
-    peer.receive_disabled = False
-    nc.receive_disabled = False
+    # receive_disabled stays: a receiver that owes a flush is not called before it, not for another peer either (S22).
     # A sender waiting for room would wait for ever: without a peer its packets are dropped and counted, so let it go on.
     resume(peer)
     resume(nc)

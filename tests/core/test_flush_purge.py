@@ -88,16 +88,31 @@ def test_unpair_lets_a_waiting_sender_go_on_whoever_calls_it(link, who):
     assert a.stats()["drops"] == {"no-peer": 1}
 
 
-def test_after_unpair_a_receiver_that_had_no_room_starts_afresh(link, make):
+@pytest.mark.parametrize("who", ["sender", "receiver"])
+def test_s22_a_receiver_that_owes_a_flush_is_not_called_for_its_next_peer_either(link, make, who):
     a, b = link(b={"capacity": 1, "asks": False})
     a.send([frame(0), frame(1)])
-    a.unpair()
-    b.recv()
+    assert b.recv() == [frame(0)]
+    (a if who == "sender" else b).unpair()
+    c = make(flow_control=True)
+    c.pair(b)
+    assert not b.can_receive
+    c.post([frame(2)])
+    assert (b.recv(), c.blocked) == ([], True)
+    b.room(1)
+    assert b.recv() == [frame(2)]
+
+
+@pytest.mark.parametrize("close", [True, False])
+def test_s22_a_flush_that_is_owed_may_come_while_there_is_no_peer(link, make, close):
+    a, b = link(b={"capacity": 1, "asks": False})
+    a.send([frame(0), frame(1)])
+    a.close() if close else a.unpair()
+    b.room(1)
     c = make()
     c.pair(b)
-    b.room(1)
     c.send([frame(2)])
-    assert b.recv() == [frame(2)]
+    assert b.recv() == [frame(0), frame(2)]
 
 
 def test_s36_loopback_reaches_the_client_itself_and_nobody_else(link):
