@@ -43,6 +43,7 @@ NET_CLIENT_INIT: dict[str, Backend] = {
     "pipe": Backend("qnet.backends.pipe", "frames over pipes or a stream socket, each behind its length"),
     "socketpair": Backend("qnet.backends.socketpair", "frames are the messages of a socket in this process"),
     "user": Backend("qnet.backends.user", "a network behind a NAT in this process (libslirp); needs no privileges", host=True),
+    "vde": Backend("qnet.backends.vde", "a port of a VDE switch (libvdeplug)", host=True),
 }
 
 NIC_MODELS: dict[str, Entry] = {
@@ -59,7 +60,7 @@ FILTERS: dict[str, Entry] = {
 
 # Kinds that QEMU knows and this table does not have: QEMU says the same of what its build left out.
 QEMU_KINDS = (
-    "af-xdp", "bridge", "dgram", "l2tpv3", "netmap", "none", "passt", "socket", "stream", "tap", "vde", "vhost-user", "vhost-vdpa",
+    "af-xdp", "bridge", "dgram", "l2tpv3", "netmap", "none", "passt", "socket", "stream", "tap", "vhost-user", "vhost-vdpa",
     "vmnet-bridged", "vmnet-host", "vmnet-shared",
 )  # fmt: skip
 
