@@ -28,6 +28,7 @@ MODULES: dict[str, list[str]] = {
     "qnet.backends._hub": [],
     "qnet.backends._slirp": [*CSUM, "csrc/ipreass.c"],
     "qnet.backends._stream": FDIO,
+    "qnet.backends._tap": ["csrc/tap.c"],
     "qnet.backends._vde": [],
     "qnet.filters._filters": PCAP,
     "qnet.models._e1000": [],

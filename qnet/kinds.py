@@ -36,12 +36,14 @@ class Entry(NamedTuple):
 
 
 NET_CLIENT_INIT: dict[str, Backend] = {
+    "bridge": Backend("qnet.backends.bridge", "a tap on a Linux bridge, made by a setuid helper"),
     "dump": Backend("qnet.backends.dump", "writes what its hub carries to a capture file; filter-dump is better", netdev=False),
     "hubport": Backend("qnet.backends.hubport", "a port of a hub, which joins several clients", legacy=False),
     "nic": Backend("qnet.backends.nic", "-net nic: asks the VMM for a NIC", netdev=False),
     "null": Backend("qnet.backends.null", "takes every packet and sends none"),
     "pipe": Backend("qnet.backends.pipe", "frames over pipes or a stream socket, each behind its length"),
     "socketpair": Backend("qnet.backends.socketpair", "frames are the messages of a socket in this process"),
+    "tap": Backend("qnet.backends.tap", "a network interface of the host whose other end is here", host=True),
     "user": Backend("qnet.backends.user", "a network behind a NAT in this process (libslirp); needs no privileges", host=True),
     "vde": Backend("qnet.backends.vde", "a port of a VDE switch (libvdeplug)", host=True),
 }
@@ -60,7 +62,7 @@ FILTERS: dict[str, Entry] = {
 
 # Kinds that QEMU knows and this table does not have: QEMU says the same of what its build left out.
 QEMU_KINDS = (
-    "af-xdp", "bridge", "dgram", "l2tpv3", "netmap", "none", "passt", "socket", "stream", "tap", "vhost-user", "vhost-vdpa",
+    "af-xdp", "dgram", "l2tpv3", "netmap", "none", "passt", "socket", "stream", "vhost-user", "vhost-vdpa",
     "vmnet-bridged", "vmnet-host", "vmnet-shared",
 )  # fmt: skip
 
