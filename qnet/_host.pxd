@@ -20,7 +20,9 @@ cdef struct GuestMem:
 cdef enum:
     GUEST_PAGE_SHIFT = 12
 
-# The one way from an address to bytes. NULL unless all of [gpa, gpa + n) lies in one mapped (and, to write, writable) region.
+# The one way from an address to bytes, with the network's lock held; what is mapped is done with when the lock is dropped, and a
+# device says once which network is its (GuestMemory.attach). NULL unless all of [gpa, gpa + n) lies in one mapped (and, to write,
+# writable) region.
 cdef void *guest_map(GuestMem *m, uint64_t gpa, uint64_t n, bint write) noexcept nogil
 # guest_map for a device's inner loop: to read, and most likely in the region of the last access.
 cdef inline void *guest_peek(GuestMem *m, uint64_t gpa, uint64_t n) noexcept nogil:
@@ -67,6 +69,9 @@ cdef class GuestMemory:
     cdef object read_fn
     cdef object write_fn
     cdef object error
+    cdef object users               # contexts of the devices that use it, weakly -> address of their NetContext
+    cdef void attach(self, NetContext *ctx, object context) except *
+    cdef void _pass_locks(self) except *
     cdef void _add(self, uint64_t gpa, uint64_t size, uint8_t *host, bint readonly) except *
     cdef bint _call_out(self, uint64_t gpa, uint8_t *buf, size_t n, bint write) noexcept
 

@@ -9,14 +9,16 @@ from posix.unistd cimport write as posix_write
 from qnet._context cimport NetContext, context_cancel, context_defer, context_enter_gil, pthread_mutex_unlock
 
 import logging
+import weakref
 
 cdef extern from "Python.h":
     int PyGC_Disable()
     int PyGC_Enable()
 
 cdef extern from *:
-    int __ATOMIC_ACQ_REL
+    int __ATOMIC_ACQ_REL, __ATOMIC_RELAXED
     uint8_t __atomic_exchange_n(uint8_t *, uint8_t, int) nogil
+    uint8_t __atomic_fetch_or(uint8_t *, uint8_t, int) nogil
 
 log = logging.getLogger("qnet.host")
 
@@ -46,24 +48,31 @@ cdef inline MemRegion *find(GuestMem *m, uint64_t gpa) noexcept nogil:
     return NULL
 
 
-cdef inline void mark_dirty(MemRegion *r, uint64_t off, uint64_t n) noexcept nogil:
+# A page is marked before its bytes are written. That loses nothing: a device does both in one hold of its network's lock, and
+# dirty_pages() passes through that lock between taking the bits and telling of them.
+cdef inline void mark_dirty(uint8_t *dirty, uint64_t off, uint64_t n) noexcept nogil:
     cdef uint64_t page = off >> GUEST_PAGE_SHIFT
     cdef uint64_t end = (off + n - 1) >> GUEST_PAGE_SHIFT
+    cdef uint8_t bit
     while page <= end:
-        r.dirty[page >> 3] |= <uint8_t>(1 << (page & 7))
+        bit = <uint8_t>(1 << (page & 7))
+        if not dirty[page >> 3] & bit:
+            __atomic_fetch_or(&dirty[page >> 3], bit, __ATOMIC_RELAXED)    # devices of two networks may share the byte
         page += 1
 
 
 cdef void *guest_map(GuestMem *m, uint64_t gpa, uint64_t n, bint write) noexcept nogil:
     cdef MemRegion *r = find(m, gpa)
     cdef uint64_t off
+    cdef uint8_t *dirty
     if r == NULL or r.host == NULL or (write and r.readonly):
         return NULL
     off = gpa - r.gpa
     if n > r.size - off:
         return NULL
-    if write and r.dirty != NULL and n:
-        mark_dirty(r, off, n)
+    dirty = r.dirty
+    if write and dirty != NULL and n:
+        mark_dirty(dirty, off, n)
     return r.host + off
 
 
@@ -141,6 +150,7 @@ cdef class GuestMemory:
     def __cinit__(self, *args, **kwargs):
         memset(&self.mem, 0, sizeof(self.mem))
         self.views = []
+        self.users = weakref.WeakKeyDictionary()
 
     def __init__(self, regions=None, *, read=None, write=None):
         if (read is None) != (write is None):
@@ -208,21 +218,41 @@ cdef class GuestMemory:
         """[(gpa, size), ...] in ascending order."""
         return [(self.mem.regions[i].gpa, self.mem.regions[i].size) for i in range(self.mem.count)]
 
+    cdef void attach(self, NetContext *ctx, object context) except *:
+        """A device of this context uses the memory from now on, always with the context's lock held."""
+        self.users[context] = <size_t>ctx
+
+    cdef void _pass_locks(self) except *:
+        """Return when every device has finished what it was doing with the memory."""
+        cdef NetContext *ctx
+        for _context, at in list(self.users.items()):
+            ctx = <NetContext *><size_t>at
+            context_enter_gil(ctx)
+            pthread_mutex_unlock(&ctx.lock)
+
     def track_dirty(self, bint on=True):
-        """Start (from clean) or stop recording which 4 KiB pages devices write."""
+        """Start (from clean) or stop recording which 4 KiB pages devices write. Networks may run."""
         cdef uint32_t i
         cdef MemRegion *r
+        cdef uint8_t *old
+        cdef list bits = []
         for i in range(self.mem.count):
+            bits.append(<size_t>calloc(1, (self.mem.regions[i].size >> GUEST_PAGE_SHIFT) // 8 + 1) if on else 0)
+        short = on and 0 in bits
+        for i in range(self.mem.count if not short else 0):
             r = &self.mem.regions[i]
-            free(r.dirty)
-            r.dirty = NULL
-            if on:
-                r.dirty = <uint8_t *>calloc(1, (r.size >> GUEST_PAGE_SHIFT) // 8 + 1)
-                if r.dirty == NULL:
-                    raise MemoryError
+            old = r.dirty
+            r.dirty = <uint8_t *><size_t>bits[i]
+            bits[i] = <size_t>old
+        self._pass_locks()
+        for at in bits:
+            free(<void *><size_t>at)
+        if short:
+            raise MemoryError
 
     def dirty_pages(self, bint clear=True) -> list:
-        """Guest addresses of the 4 KiB pages written by devices since the last call; needs track_dirty()."""
+        """Guest addresses of the 4 KiB pages written by devices since the last call; needs track_dirty(). The writes that made them
+        so are over when it returns. Not from guest memory's own callables."""
         cdef uint32_t i
         cdef uint64_t at
         cdef uint8_t bits
@@ -239,6 +269,7 @@ cdef class GuestMemory:
                 for bit in range(8):
                     if bits >> bit & 1:
                         out.append(r.gpa + ((at * 8 + bit) << GUEST_PAGE_SHIFT))
+        self._pass_locks()
         return out
 
     def read(self, uint64_t gpa, size_t n) -> bytes:
@@ -272,12 +303,14 @@ cdef class GuestMemory:
     def close(self):
         """Release the buffers; devices reach nothing any more."""
         cdef uint32_t i
-        for i in range(self.mem.count):
+        cdef uint32_t n = self.mem.count
+        self.mem.count = 0
+        self.mem.callables = False
+        self._pass_locks()
+        for i in range(n):
             free(self.mem.regions[i].dirty)
         free(self.mem.regions)
         self.mem.regions = NULL
-        self.mem.count = 0
-        self.mem.callables = False
         self.views.clear()
 
     def __dealloc__(self):

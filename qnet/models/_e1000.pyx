@@ -579,6 +579,7 @@ cdef class E1000Chip(NetClient):
         self.memory = memory
         self.irq = irq
         irq.attach(&loop.ctx, loop)
+        memory.attach(&loop.ctx, loop)
         self.s.loop = &loop.loop
         self.s.mem = &memory.mem
         self.s.irq = &irq.irq

@@ -2,8 +2,8 @@
 """Gate, a net filter driven from Python, and probes that use the loop, guest memory and interrupt lines as a leaf does."""
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memset
-from posix.unistd cimport read as posix_read
+from libc.string cimport memcpy, memset
+from posix.unistd cimport read as posix_read, write as posix_write
 
 from qnet._context cimport context_enter, context_leave
 from qnet._client cimport Context, Filter, NetClient
@@ -309,6 +309,8 @@ cdef class DeviceProbe:
         self.irq = irq
         if irq is not None:
             irq.attach(&context.ctx, context)
+        if memory is not None:
+            memory.attach(&context.ctx, context)
 
     def set_irq(self, int level):
         """Move the line; the VMM is told before this returns, unless another thread is telling it already."""
@@ -340,6 +342,21 @@ cdef class DeviceProbe:
             context_leave(&self.context.ctx)
         self.context.run_deferred()
         return ok
+
+    def dma_write_slowly(self, uint64_t gpa, bytes data not None, int begun, int go):
+        """Write in place; before the first byte, when all is mapped: write a byte to fd `begun`, wait for one from fd `go`."""
+        cdef const char *src = data
+        cdef size_t n = len(data)
+        cdef char token = 0
+        cdef void *p
+        with nogil:
+            context_enter(&self.context.ctx)
+            p = guest_map(&self.memory.mem, gpa, n, True)
+            if posix_write(begun, &token, 1) == 1:
+                posix_read(go, &token, 1)
+            if p != NULL:
+                memcpy(p, src, n)
+            context_leave(&self.context.ctx)
 
     def can_map(self, uint64_t gpa, uint64_t n, bint write=False) -> bool:
         """Whether the range can be used in place."""

@@ -1,5 +1,6 @@
 """Guest memory as devices see it: regions, bounds at the access, dirty pages, callables."""
 
+import contextlib
 import ctypes
 import gc
 import logging
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from qnet._client import live
 from qnet._host import GuestMemory
+from qnet._loop import Loop
 from qnet.testing import DeviceProbe, Port
 
 PAGE = 4096
@@ -218,6 +220,93 @@ def test_no_dirty_page_is_lost_between_a_device_and_a_reader(net):
     thread.join()
     assert seen == [rounds // 8] * 8
     memory.close()
+
+
+@pytest.fixture
+def slow_write(net):
+    """slow_write(memory): context of a device that has mapped page 1 and writes to it at the end of the block, in a thread of its own."""
+
+    @contextlib.contextmanager
+    def slow_write(memory):
+        probe = DeviceProbe(net, memory)
+        (began, begun), (wait, go) = os.pipe(), os.pipe()
+        writer = threading.Thread(target=probe.dma_write_slowly, args=(PAGE, b"new", begun, wait))
+        writer.start()
+        os.read(began, 1)
+        try:
+            yield
+        finally:
+            os.write(go, b"x")
+            writer.join()
+            for fd in (began, begun, wait, go):
+                os.close(fd)
+
+    return slow_write
+
+
+def test_what_is_told_dirty_has_been_written(slow_write):
+    """A migration clears the bits, then copies the pages: a write that comes after both would be lost."""
+    ram = bytearray(2 * PAGE)
+    memory = GuestMemory(ram)
+    memory.track_dirty()
+    copies = []
+
+    def migrate():
+        for page in memory.dirty_pages():
+            copies.append((page, bytes(ram[page : page + 3])))
+
+    migration = threading.Thread(target=migrate)
+    with slow_write(memory):
+        migration.start()
+        migration.join(0.2)                                 # it cannot end; if it could, it would
+    migration.join()
+    assert copies == [(PAGE, b"new")]
+    memory.close()
+
+
+@pytest.mark.parametrize("end", ["start", "stop", "close"])
+def test_tracking_starts_and_ends_while_a_device_writes(slow_write, end):
+    """Once track_dirty() has returned, what was not tracked is written."""
+    ram = bytearray(2 * PAGE)
+    memory = GuestMemory(ram)
+    seen = []
+    if end != "start":
+        memory.track_dirty()
+
+    def control():
+        memory.close() if end == "close" else memory.track_dirty(end == "start")
+        seen.append(bytes(ram[PAGE : PAGE + 3]))
+
+    thread = threading.Thread(target=control)
+    with slow_write(memory):
+        thread.start()
+        thread.join(0.2)
+    thread.join()
+    assert seen == [b"new"]
+    assert memory.dirty_pages() == []
+    memory.close()
+
+
+def test_memory_of_two_networks_and_of_one_that_is_gone(net):
+    memory = GuestMemory(bytearray(8 * PAGE))
+    memory.track_dirty()
+    other, gone = Loop(), Loop()
+    probes = [DeviceProbe(net, memory), DeviceProbe(other, memory)]
+    DeviceProbe(gone, memory)
+    gone.close()
+    del gone
+    writers = [
+        threading.Thread(target=lambda probe=probe, page=page: [probe.dma_write(page * PAGE, b"x") for _ in range(2000)])
+        for page, probe in enumerate(probes)
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert memory.dirty_pages() == [0, PAGE]
+    memory.close()
+    del probes
+    other.close()
 
 
 # ------------------------------------------------------------------------------------------------------------- callables
