@@ -43,6 +43,7 @@ NET_CLIENT_INIT: dict[str, Backend] = {
     "null": Backend("qnet.backends.null", "takes every packet and sends none"),
     "pipe": Backend("qnet.backends.pipe", "frames over pipes or a stream socket, each behind its length"),
     "socketpair": Backend("qnet.backends.socketpair", "frames are the messages of a socket in this process"),
+    "stream": Backend("qnet.backends.stream", "frames over a TCP or unix connection", legacy=False, keyval=True, host=True),
     "tap": Backend("qnet.backends.tap", "a network interface of the host whose other end is here", host=True),
     "user": Backend("qnet.backends.user", "a network behind a NAT in this process (libslirp); needs no privileges", host=True),
     "vde": Backend("qnet.backends.vde", "a port of a VDE switch (libvdeplug)", host=True),
@@ -62,7 +63,7 @@ FILTERS: dict[str, Entry] = {
 
 # Kinds that QEMU knows and this table does not have: QEMU says the same of what its build left out.
 QEMU_KINDS = (
-    "af-xdp", "dgram", "l2tpv3", "netmap", "none", "passt", "socket", "stream", "vhost-user", "vhost-vdpa",
+    "af-xdp", "dgram", "l2tpv3", "netmap", "none", "passt", "socket", "vhost-user", "vhost-vdpa",
     "vmnet-bridged", "vmnet-host", "vmnet-shared",
 )  # fmt: skip
 

@@ -1,22 +1,27 @@
 """Clients over a byte stream: each frame with its length in 4 bytes, most significant first, in front (X1)."""
 cimport cython
-from libc.errno cimport EAGAIN, EMSGSIZE, ENOMEM
+from libc.errno cimport EAGAIN, EISCONN, EMSGSIZE, ENOMEM, ENOTCONN
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove, memset
 from posix.unistd cimport close
 
-from qnet._context cimport context_enter, context_leave
+from qnet._context cimport Deferred, context_cancel, context_defer, context_enter, context_leave
 from qnet._client cimport NetClient
-from qnet._fastpath cimport (DROP_EMPTY, DROP_IO, DROP_MALFORMED, NET_BURST, NET_MAX_PACKET, NetClientOps, NetClientState, Packet,
-                             net_drop, net_flush, net_send)
+from qnet._fastpath cimport (DROP_EMPTY, DROP_IO, DROP_MALFORMED, DROP_PURGED, NET_BURST, NET_MAX_PACKET, NetClientOps, NetClientState,
+                             Packet, net_drop, net_flush, net_send, net_set_link)
 from qnet._iov cimport iov_gather, iovec
 from qnet._loop cimport LOOP_IN, LOOP_OUT, Loop, Watch, watch_add, watch_init, watch_remove
 
 import fcntl
+import logging
 import os
 
 from qnet.errors import check
+
+cdef extern from "<sys/socket.h>" nogil:
+    int shutdown(int, int)
+    int SHUT_RDWR
 
 cdef extern from "fdio.h" nogil:
     int QN_FD_SOCKET
@@ -24,9 +29,11 @@ cdef extern from "fdio.h" nogil:
     ssize_t qn_read(int fd, int kind, void *buf, size_t len)
     ssize_t qn_writev(int fd, int kind, const iovec *iov, unsigned iovcnt)
 
+log = logging.getLogger("qnet.stream")
+
 cdef enum:
     HEADER = 4
-    READ_SIZE = 2 * (HEADER + NET_MAX_PACKET)       # room for a whole frame behind any part of one
+    READ_SIZE = 256 << 10           # at least two of the longest frames: room for a whole one behind any part of one
     IOVS = 1024                                     # of one writev
 
 cdef struct StreamState:
@@ -52,6 +59,11 @@ cdef struct StreamState:
     uint32_t rest_at
     uint32_t rest_len
     int error                       # errno that ended a direction, 0: none, or an orderly end
+    # a connection that comes and goes
+    bint comes                      # attach() and detach(): without a connection the link is down
+    bint up
+    bint unwanted                   # set_link() wants the link down whatever the connection is
+    Deferred lost
 
 
 # ---------------------------------------------------------------------------------------------------------------- reading
@@ -78,11 +90,29 @@ cdef void end_writing(StreamState *s, int error) noexcept nogil:
         s.error = error
 
 
-cdef void tear_down(StreamState *s, int error) noexcept nogil:
-    """Nobody knows where the next frame begins: nothing more is read, and nothing more written."""
-    s.begin = s.end = 0
-    end_reading(s, error)
+cdef void write_failed(StreamState *s, int error) noexcept nogil:
+    """A connection is read to its end, which comes now: what the peer sent before it went is not lost."""
     end_writing(s, error)
+    if s.comes and s.rfd >= 0:
+        shutdown(s.rfd, SHUT_RDWR)
+
+
+cdef void connection_ended(StreamState *s) noexcept nogil:
+    """Nothing of it is left behind (B22): frames that waited for it are dropped, the frame it was cut in is forgotten, and whoever
+    waited for room goes on."""
+    if not s.up:
+        return
+    if s.done < s.have:
+        net_drop(s.nc, &s.pkts[s.done], s.have - s.done, True, DROP_PURGED)
+    s.done = s.have = 0
+    s.begin = s.end = 0
+    free(s.buf)
+    s.buf = NULL
+    end_reading(s, 0)
+    end_writing(s, 0)
+    s.up = False
+    s.nc.link_down = True
+    net_flush(s.nc)
 
 
 cdef void stream_parse(StreamState *s) noexcept nogil:
@@ -95,8 +125,11 @@ cdef void stream_parse(StreamState *s) noexcept nogil:
         p = s.buf + s.begin
         size = (<uint32_t>p[0] << 24) | (<uint32_t>p[1] << 16) | (<uint32_t>p[2] << 8) | p[3]
         if size > NET_MAX_PACKET:
+            # nobody knows where the next frame begins: nothing more is read, and nothing more written
             s.nc.stats.drops[<int>DROP_MALFORMED] += 1
-            tear_down(s, EMSGSIZE)
+            s.begin = s.end = 0
+            end_reading(s, EMSGSIZE)
+            end_writing(s, EMSGSIZE)
             return
         if s.end - s.begin - HEADER < size:
             return
@@ -138,12 +171,15 @@ cdef void stream_poll(StreamState *s) noexcept nogil:
     cdef int rc
     if s.sending:
         return                          # the outer stream_push will do it
-    if s.rfd < 0 or s.done < s.have:
-        watch_remove(&s.in_watch)
-    elif s.in_watch.fd < 0:
+    if s.rfd >= 0 and s.done == s.have and s.in_watch.fd < 0:
         rc = watch_add(&s.in_watch, s.rfd, LOOP_IN)
         if rc < 0:
             end_reading(s, -rc)
+    if s.rfd < 0 or s.done < s.have:
+        watch_remove(&s.in_watch)
+    if s.rfd < 0 and s.done == s.have and s.up:
+        connection_ended(s)
+        context_defer(s.nc.ctx, &s.lost)
 
 
 cdef void stream_readable(void *opaque, uint32_t ready) noexcept nogil:
@@ -154,6 +190,7 @@ cdef void stream_readable(void *opaque, uint32_t ready) noexcept nogil:
         s.buf = <uint8_t *>malloc(READ_SIZE)
         if s.buf == NULL:
             end_reading(s, ENOMEM)
+            stream_poll(s)
             return
     if s.begin:
         memmove(s.buf, s.buf + s.begin, s.end - s.begin)
@@ -168,6 +205,7 @@ cdef void stream_readable(void *opaque, uint32_t ready) noexcept nogil:
             s.nc.stats.drops[<int>DROP_MALFORMED] += 1
             s.end = 0
         end_reading(s, <int>-n)
+        stream_poll(s)
         return
     s.end += <uint32_t>n
     stream_push(s)
@@ -195,7 +233,7 @@ cdef bint write_rest(StreamState *s) noexcept nogil:
             return False
         if n < 0:
             s.nc.stats.drops[<int>DROP_IO] += 1      # the frame was counted as received when its beginning was written
-            end_writing(s, <int>-n)
+            write_failed(s, <int>-n)
             return False
         s.rest_at += <uint32_t>n
         s.rest_len -= <uint32_t>n
@@ -227,7 +265,7 @@ cdef uint32_t written(StreamState *s, const Packet *pkts, uint32_t n, size_t don
     s.rest = <uint8_t *>malloc(s.rest_len)
     if s.rest == NULL:
         s.rest_len = 0
-        tear_down(s, ENOMEM)
+        write_failed(s, ENOMEM)
         return k
     iov_gather(iov, iovcnt, done, s.rest, s.rest_len)
     return k + 1
@@ -266,7 +304,7 @@ cdef uint32_t stream_receive(NetClientState *nc, const Packet *pkts, uint32_t n)
         nc.stats.syscalls += 1
         rc = qn_writev(s.wfd, s.wkind, iov, cnt)
         if rc < 0 and rc != -EAGAIN:
-            end_writing(s, <int>-rc)
+            write_failed(s, <int>-rc)
             break
         if rc > 0:
             done += written(s, pkts + done, m, <size_t>rc, iov, cnt)
@@ -274,14 +312,22 @@ cdef uint32_t stream_receive(NetClientState *nc, const Packet *pkts, uint32_t n)
             rc = watch_add(&s.out_watch, s.wfd, LOOP_OUT)
             if rc == 0:
                 return done
-            end_writing(s, <int>-rc)
+            write_failed(s, <int>-rc)
     if done < n:
         net_drop(nc, pkts + done, n - done, False, DROP_IO)
     return n
 
 
+cdef void stream_link_status_changed(NetClientState *nc) noexcept nogil:
+    cdef StreamState *s = <StreamState *>nc.opaque
+    if s.comes and not s.up:
+        nc.link_down = True
+
+
 cdef void stream_cleanup(NetClientState *nc) noexcept nogil:
     cdef StreamState *s = <StreamState *>nc.opaque
+    context_cancel(nc.ctx, &s.lost)
+    s.up = False
     end_reading(s, 0)
     end_writing(s, 0)
     free(s.buf)
@@ -294,7 +340,7 @@ cdef NetClientOps stream_ops = NetClientOps(
     receive=stream_receive,
     can_receive=stream_can_receive,
     resume=stream_resume,
-    link_status_changed=NULL,
+    link_status_changed=stream_link_status_changed,
     cleanup=stream_cleanup,
 )
 
@@ -308,9 +354,13 @@ cdef class StreamClient(NetClient):
     on. It never waits: a frame that was written in part is finished first when there is room, the next ones wait in the queue; while
     the peer has no room nothing is read. What is sent after the stream has ended is dropped ("io"). OSError: a descriptor that is not
     open or cannot be waited for, as a regular file.
+
+    With neither it is for connections that come and go: attach() and detach(), link down in between, and on_lost() is called without
+    locks after one has ended by itself.
     """
     cdef StreamState s
     cdef Loop loop
+    cdef public object on_lost
 
     def __cinit__(self, *args, **kwargs):
         self.s.rfd = self.s.wfd = -1
@@ -321,8 +371,12 @@ cdef class StreamClient(NetClient):
         super().__init__(loop, name, model)
         self.loop = loop
         self.s.nc = &self.nc
+        self.s.lost.owner = <void *>self
+        self.s.lost.run = stream_lost
+        self.s.comes = rfd < 0 and wfd < 0
         self._setup(&stream_ops, &self.s)
         self.nc.flow_control = True
+        self.nc.link_down = self.s.comes
         if rfd >= 0:
             self.s.rfd, self.s.rkind = duplicate(rfd)
         if wfd >= 0:
@@ -342,6 +396,62 @@ cdef class StreamClient(NetClient):
     def __dealloc__(self):
         self._fini()
 
+    def attach(self, int fd):
+        """The connection is there: a connected stream socket, of which the client keeps duplicates. The link is up, unless set_link()
+        said otherwise. OSError: it is no socket, is not connected, or there is a connection already."""
+        cdef int rc = 0
+        cdef int rfd
+        cdef int wfd
+        cdef int kind
+        rfd, kind = duplicate(fd)
+        wfd = fcntl.fcntl(rfd, fcntl.F_DUPFD_CLOEXEC, 3)
+        with nogil:
+            context_enter(self.nc.ctx)
+            if self.s.up or self.closed or not self.s.comes:
+                rc = -EISCONN
+            elif kind != QN_FD_SOCKET:
+                rc = -ENOTCONN
+            else:
+                rc = watch_add(&self.s.in_watch, rfd, LOOP_IN)
+            if rc < 0:
+                close(rfd)
+                close(wfd)
+            else:
+                context_cancel(self.nc.ctx, &self.s.lost)
+                self.s.rfd = rfd
+                self.s.wfd = wfd
+                self.s.rkind = self.s.wkind = kind
+                self.s.error = 0
+                self.s.up = True
+                self.nc.link_down = self.s.unwanted
+                net_flush(&self.nc)
+            context_leave(self.nc.ctx)
+        check(rc)
+        self.context.run_deferred()
+
+    def detach(self):
+        """End the connection, without on_lost(). Idempotent."""
+        with nogil:
+            context_enter(self.nc.ctx)
+            context_cancel(self.nc.ctx, &self.s.lost)
+            connection_ended(&self.s)
+            context_leave(self.nc.ctx)
+        self.context.run_deferred()
+
+    def set_link(self, bint up):
+        """As any client's; without a connection the link stays down, and takes this state when one comes."""
+        with nogil:
+            context_enter(self.nc.ctx)
+            self.s.unwanted = not up
+            net_set_link(&self.nc, up)
+            context_leave(self.nc.ctx)
+        self.context.run_deferred()
+
+    @property
+    def attached(self) -> bool:
+        """Whether there is a connection."""
+        return self.s.up
+
     @property
     def reading(self) -> bool:
         """Whether frames can still come."""
@@ -356,6 +466,15 @@ cdef class StreamClient(NetClient):
     def error(self) -> str | None:
         """What ended a direction; None while both stand, and after an orderly end."""
         return os.strerror(self.s.error) if self.s.error else None
+
+
+cdef void stream_lost(void *owner) noexcept:
+    client = <StreamClient>owner
+    try:
+        if client.on_lost is not None:
+            client.on_lost()
+    except Exception:
+        log.exception("%s: callable failed", client.name)
 
 
 def duplicate(fd: int) -> tuple[int, int]:
