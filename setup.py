@@ -11,6 +11,7 @@ from setuptools.command.build_ext import build_ext
 
 Cython.Compiler.Options.warning_errors = True
 
+BPF = ["csrc/bpf.c"]
 CSUM = ["csrc/csum.c"]
 GSO = ["csrc/csum.c", "csrc/gso.c"]
 FDIO = ["csrc/fdio.c"]
@@ -26,6 +27,8 @@ MODULES: dict[str, list[str]] = {
     "qnet.backends._dgram": [],
     "qnet.backends._dump": PCAP,
     "qnet.backends._hub": [],
+    "qnet.backends._pyclient": BPF,
+    "qnet.backends._pyring": BPF,
     "qnet.backends._slirp": [*CSUM, "csrc/ipreass.c"],
     "qnet.backends._stream": FDIO,
     "qnet.backends._tap": ["csrc/tap.c"],

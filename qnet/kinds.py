@@ -42,6 +42,7 @@ NET_CLIENT_INIT: dict[str, Backend] = {
     "nic": Backend("qnet.backends.nic", "-net nic: asks the VMM for a NIC", netdev=False),
     "null": Backend("qnet.backends.null", "takes every packet and sends none"),
     "pipe": Backend("qnet.backends.pipe", "frames over pipes or a stream socket, each behind its length"),
+    "py": Backend("qnet.backends.py", "a Python callable, or whoever asks: frames come in batches"),
     "socketpair": Backend("qnet.backends.socketpair", "frames are the messages of a socket in this process"),
     "stream": Backend("qnet.backends.stream", "frames over a TCP or unix connection", legacy=False, keyval=True, host=True),
     "tap": Backend("qnet.backends.tap", "a network interface of the host whose other end is here", host=True),

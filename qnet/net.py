@@ -1,11 +1,12 @@
 """Net: one network. Its clients, hubs, NICs and filters, how they come and go, and the three ways to run it."""
 
 import dataclasses
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from qnet import info
 from qnet._announce import announce
@@ -32,6 +33,9 @@ from qnet.options import (
 )
 from qnet.rooms import NetFilter, Nic
 from qnet.spec import Spec, Values, has_dotted_keys, ipv6_net, last, split, take
+
+if TYPE_CHECKING:
+    from qnet.backends.py import PyPort
 
 __all__ = ["MAX_NICS", "Net", "NicSlot"]
 
@@ -498,8 +502,22 @@ class Net:
         with self._lock:
             return tuple(self._clients)
 
-    def client(self, name: str) -> NetClient:
-        """The first client of this name, in order of creation (S1)."""
+    @overload
+    def client(self, name: str, /) -> NetClient: ...
+    @overload
+    def client(self, name: Literal["py"], /, **options: Any) -> "PyPort": ...
+
+    def client(self, name: str, /, **options: Any) -> NetClient:
+        """The first client of this name, in order of creation (S1).
+
+        client("py", on_frames=callable): with options, netdev_add() of that kind, called kind.0, kind.1 ... unless id= says otherwise.
+        """
+        if options:
+            with self._lock:
+                if "id" not in options:
+                    n = next(n for n in itertools.count() if not self._named(f"{name}.{n}"))
+                    options = {"id": f"{name}.{n}", **options}
+                return self.netdev_add(name, **options)
         with self._lock:
             found = self._named(name)
             if not found:

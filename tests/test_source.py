@@ -53,6 +53,7 @@ GROUPS = [
     r"qnet\.backends\._(connect|stream)",
     r"qnet\.backends\._(dgram|dgram_pack|l2tpv3)",
     r"qnet\.backends\._(slirp|slirp(fds|guard|lib|out)|libslirp|usernet|guestfwd)",
+    r"qnet\.backends\._py(client|ring)",
 ]
 
 
