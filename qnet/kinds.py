@@ -37,6 +37,7 @@ class Entry(NamedTuple):
 
 NET_CLIENT_INIT: dict[str, Backend] = {
     "bridge": Backend("qnet.backends.bridge", "a tap on a Linux bridge, made by a setuid helper"),
+    "dgram": Backend("qnet.backends.dgram", "frames as datagrams: UDP, unix, a multicast group", legacy=False, keyval=True, host=True),
     "dump": Backend("qnet.backends.dump", "writes what its hub carries to a capture file; filter-dump is better", netdev=False),
     "hubport": Backend("qnet.backends.hubport", "a port of a hub, which joins several clients", legacy=False),
     "nic": Backend("qnet.backends.nic", "-net nic: asks the VMM for a NIC", netdev=False),
@@ -64,7 +65,7 @@ FILTERS: dict[str, Entry] = {
 
 # Kinds that QEMU knows and this table does not have: QEMU says the same of what its build left out.
 QEMU_KINDS = (
-    "af-xdp", "dgram", "l2tpv3", "netmap", "none", "passt", "socket", "vhost-user", "vhost-vdpa",
+    "af-xdp", "l2tpv3", "netmap", "none", "passt", "socket", "vhost-user", "vhost-vdpa",
     "vmnet-bridged", "vmnet-host", "vmnet-shared",
 )  # fmt: skip
 

@@ -175,10 +175,16 @@ cdef void dgram_read(DgramState *s) noexcept nogil:
     s.nc.stats.syscalls += 1
     n = recvmmsg(s.fd, msgs, READ_BURST, MSG_DONTWAIT, NULL)
     if n < 0:
-        if errno in (EBADF, EINVAL, ENOTCONN, ENOTSOCK, EOPNOTSUPP) or (s.ends and errno not in (EAGAIN, EINTR, ENOBUFS, ENOMEM)):
+        if errno == EAGAIN:
+            ended(s)                    # a UDP socket that was shut down is readable, and has nothing
+        elif errno in (EINTR, ENOBUFS, ENOMEM):
+            pass
+        elif s.ends or errno in (EBADF, EINVAL, ENOTCONN, ENOTSOCK, EOPNOTSUPP):
             s.error = errno
             s.eof = True
-        return                          # else nothing, or a message of ours came back: that of the peer may still come
+        else:
+            s.nc.stats.drops[<int>DROP_IO] += 1         # a frame that was counted as received did not arrive
+        return
     if n and msgs[n - 1].msg_len == 0 and ended(s):
         while n and msgs[n - 1].msg_len == 0:
             n -= 1
