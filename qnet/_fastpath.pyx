@@ -130,13 +130,19 @@ cdef QueuedPacket *queue_pop(NetClientState *to) noexcept nogil:
 
 
 cdef void spill_back(NetClientState *to, QueuedPacket *spill) noexcept nogil:
-    """Put a list of packets, first one first, in front of the queue."""
+    """Put the segments of one packet, first one first, in front of the queue, as many bytes as fit."""
     cdef QueuedPacket *rev = NULL
     cdef QueuedPacket *next
+    cdef uint64_t nbytes = 0
     while spill != NULL:
         next = spill.next
-        spill.next = rev
-        rev = spill
+        if to.queue.bytes + nbytes + spill.pkt.size <= to.queue.max_bytes:
+            nbytes += spill.pkt.size
+            spill.next = rev
+            rev = spill
+        else:
+            net_drop(to, &spill.pkt, 1, False, DROP_QUEUE_FULL)
+            free(spill)
         spill = next
     while rev != NULL:
         next = rev.next
@@ -221,12 +227,14 @@ cdef struct Scratch:
     NetClientState *sender
     QueuedPacket *spill             # segments without room of the last packet that is consumed: copies, in order
     QueuedPacket *spill_tail
+    uint64_t spilled                # their bytes
+    bint full                       # room ran out in the middle of a packet
     QueuedPacket *copies            # packets of too many pieces, in one piece
 
 
 cdef inline bint stopped(const Scratch *s, uint32_t n) noexcept nogil:
     """There was no room: nothing of the other packets is delivered any more."""
-    return s.done < n or s.spill != NULL
+    return s.done < n or s.full
 
 
 cdef void scratch_flush(NetClientState *to, Scratch *s) noexcept nogil:
@@ -235,7 +243,7 @@ cdef void scratch_flush(NetClientState *to, Scratch *s) noexcept nogil:
     cdef uint32_t i
     cdef uint32_t k = 0
     cdef QueuedPacket *q
-    if s.n and s.spill == NULL and net_room(to):
+    if s.n and not s.full and net_room(to):
         k = receive_burst(to, s.out, s.n, bytes_of(s.out, s.n))
     if k:
         s.begun = s.src[k - 1] + 1
@@ -244,10 +252,14 @@ cdef void scratch_flush(NetClientState *to, Scratch *s) noexcept nogil:
     for i in range(k, s.n):
         if s.src[i] >= s.begun:
             break
-        q = queue_copy(to, s.sender, &s.out[i])
+        s.full = True
+        q = NULL
+        if to.queue.bytes + s.spilled + s.out[i].size <= to.queue.max_bytes:
+            q = queue_copy(to, s.sender, &s.out[i])
         if q == NULL:
             net_drop(to, &s.out[i], 1, False, DROP_QUEUE_FULL)
             continue
+        s.spilled += q.pkt.size
         if s.spill == NULL:
             s.spill = q
         else:
@@ -356,7 +368,7 @@ cdef void repair_one(NetClientState *to, const Packet *p, Scratch *s) noexcept n
 cdef uint32_t deliver_repaired(NetClientState *to, NetClientState *sender, const Packet *pkts, uint32_t n,
                                QueuedPacket **spill) noexcept nogil:
     """Deliver a burst of which at least one packet is not for `to` as it is. Returns packets consumed; segments of the last of them
-    that found no room are copied to `spill`: fewer than 65536."""
+    that found no room are copied to `spill`, as many bytes as its queue has space for."""
     cdef Scratch s
     cdef uint32_t i
     cdef uint32_t needs
@@ -367,6 +379,8 @@ cdef uint32_t deliver_repaired(NetClientState *to, NetClientState *sender, const
     s.begun = 0
     s.sender = sender
     s.spill = NULL
+    s.spilled = 0
+    s.full = False
     s.copies = NULL
     for i in range(n):
         p = &pkts[i]

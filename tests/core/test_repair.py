@@ -232,6 +232,23 @@ def test_the_core_takes_the_largest_gso_packet_of_the_smallest_segments(link):
     assert b.stats()["drops"] == {"queue-full": 1}
 
 
+@pytest.mark.parametrize(("waiting", "nbytes", "kept"), [(0, 4 * 154 + 100, 4), (0, 0, 0), (1, 1060, 6), (2, 2200, 7)])
+def test_segments_that_find_no_room_stay_within_the_byte_bound(link, waiting, nbytes, kept):
+    """The first ones wait, the others are counted; also when the packet had waited in the queue itself, with another one behind it."""
+    frame = Frame(4, True, bytes(range(250)) * 4)                               # 1054 bytes: 10 segments of 154
+    a, b = link(b={"capacity": 0 if waiting else 1, "asks": waiting > 0})
+    b.queue_limits = (100, nbytes)
+    a.send([frame.data] * (waiting or 1), frame.record(100))
+    if waiting:
+        assert b.queued == waiting
+        b.room(1)
+    assert b.queued == kept + (waiting == 2)
+    assert b.stats()["drops"] == {"queue-full": 9 - kept}
+    b.room(kept)
+    assert b"".join(f[54:] for f in b.recv()) == frame.payload[: 100 * (kept + 1)]
+    assert b.queued == (waiting == 2)
+
+
 def test_a_packet_whose_segments_are_too_long_for_the_receiver_is_dropped_whole(link):
     """The short last one alone would be of no use."""
     a, b = link(b={"max_frame": 1000})
