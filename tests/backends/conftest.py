@@ -3,13 +3,16 @@
 import ctypes
 import os
 import select
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from qnet import Net
+from qnet.backends._bridge_helper import default_helper
 
 CLONE_NEWNET = 0x40000000
 TIMEOUT = 30.0                      # seconds after which something that was expected did not happen
@@ -57,6 +60,27 @@ class Namespace:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+# The helper reads /etc/qemu/bridge.conf: it is given an /etc of its own, in a mount namespace that ends with it.
+WRAPPER = """#!/bin/sh
+conf=$(cat {conf}; echo .)
+export conf
+exec unshare -m /bin/sh -c '
+    mount -t tmpfs none /etc && mkdir /etc/qemu && printf %s "${{conf%.}}" >/etc/qemu/bridge.conf && exec {helper} "$@"
+' helper "$@"
+"""
+
+
+def bridge_helper(path: Path, *lines: str) -> str:
+    """The path of a qemu-bridge-helper that obeys a list of these lines; it is put into the directory `path`."""
+    real = default_helper()
+    assert shutil.which(real), "Debian package qemu-system-common"
+    conf, program = path / "bridge.conf", path / "helper"
+    conf.write_text("".join(line + "\n" for line in lines))
+    program.write_text(WRAPPER.format(conf=conf, helper=real))
+    program.chmod(0o755)
+    return str(program)
 
 
 @pytest.fixture

@@ -1,45 +1,27 @@
 """bridge, and tap's helper=: Debian's qemu-bridge-helper on a Linux bridge, its list of who may what, and helpers that misbehave (2.4)."""
 
-import shutil
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qnet import Error, Net, Unavailable
-from qnet.backends._bridge_helper import default_helper
 from qnet.testing import Port
+
+from .conftest import bridge_helper
 
 ETHERTYPE = 0x88B5
 FRAME = b"\xff" * 6 + b"\x02\0\0\0\0\1" + b"\x88\xb5" + bytes(50)
-
-# The helper reads /etc/qemu/bridge.conf: it is given an /etc of its own, in a mount namespace that ends with it.
-WRAPPER = """#!/bin/sh
-conf=$(cat {conf}; echo .)
-export conf
-exec unshare -m /bin/sh -c '
-    mount -t tmpfs none /etc && mkdir /etc/qemu && printf %s "${{conf%.}}" >/etc/qemu/bridge.conf && exec {helper} "$@"
-' helper "$@"
-"""
 
 
 @pytest.fixture
 def helper(tmp_path: Path) -> Callable[..., str]:
     """helper(lines of the list...) -> the path of a helper that obeys it."""
-
-    def make(*lines: str) -> str:
-        real = default_helper()
-        assert shutil.which(real), "Debian package qemu-system-common"
-        conf, path = tmp_path / "bridge.conf", tmp_path / "helper"
-        conf.write_text("".join(line + "\n" for line in lines))
-        path.write_text(WRAPPER.format(conf=conf, helper=real))
-        path.chmod(0o755)
-        return str(path)
-
-    return make
+    return partial(bridge_helper, tmp_path)
 
 
 @pytest.fixture
