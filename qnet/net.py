@@ -438,8 +438,11 @@ class Net:
     def object_add(self, spec: Spec = None, /, **options: Any) -> NetFilter:
         """-object: put a filter into a netdev's chain (F1 to F3) and return it; its `on` is the property status."""
         with self._adding():
-            form, values = split(spec, options, "qom-type", dotted=True)
-            kind, name = take(values, "qom-type"), take(values, "id")
+            form, values = split(spec, options, "qom-type")
+            kind, name = take(values, "qom-type", latest=True), take(values, "id")
+            if form is Form.OPTS and name is not None:
+                check_id(name)
+                self._check_filter_free(name, f"Duplicate ID '{name}' for object")
             if kind is None:
                 raise OptionError("Parameter 'qom-type' is missing", "the kind of filter, such as filter-dump")
             room = filter_room(kind)
@@ -447,8 +450,7 @@ class Net:
                 raise OptionError("Parameter 'id' is missing", "id= names the filter")
             opts: FilterOptions = read_options(room.Options, form, values)
             check_id(name)
-            if any(entry.name == name for entry in self._filters):
-                raise DuplicateId(f"attempt to add duplicate property '{name}' to object (type 'container')", "the id is taken")
+            self._check_filter_free(name, f"attempt to add duplicate property '{name}' to object (type 'container')")
             clients = [client for client in self._clients if client.name == opts.netdev and not client.is_nic]
             if not clients:
                 raise OptionError("Parameter 'netdev' expects a network backend id", f"there is no netdev '{opts.netdev}'")
@@ -463,6 +465,10 @@ class Net:
             entry = _Filter(name, kind, opts, f, client)
             self._filters.insert(self._filters.index(before) if before is not None else len(self._filters), entry)
             return entry.filter
+
+    def _check_filter_free(self, name: str, text: str) -> None:
+        if any(entry.name == name for entry in self._filters):
+            raise DuplicateId(text, "the id is taken")
 
     def _place(self, client: NetClient, opts: FilterOptions) -> _Filter | None:
         """The filter in whose front a new one goes; None: it goes to the tail."""

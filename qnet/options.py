@@ -11,7 +11,7 @@ and everything else follows from that: parsing, checking, the error texts, help 
 differ in what values look like and in QEMU's error texts:
 
     OPTS    "user,id=u,hostfwd=a,hostfwd=b"         -netdev, -nic, -net; a list is an option given several times
-    KEYVAL  "stream,id=s,addr.type=unix,addr.path=p"   dotted keys: stream, dgram, -object; a list is hosts.0=a,hosts.1=b
+    KEYVAL  "stream,id=s,addr.type=unix,addr.path=p"   dotted keys: stream, dgram; a list is hosts.0=a,hosts.1=b
     JSON    '{"type": "user", "id": "u", "restrict": true}', a dict or keyword arguments: values have their own types
     DEVICE  "e1000,netdev=u,mac=..." or the JSON form of it: -device properties
 """
@@ -519,7 +519,8 @@ def _read(cls: type[T], form: Form, tree: Mapping[str, Any], path: str = "", own
     specs = fields_of(cls)
     prefix = f"{path}." if path else ""
     values: dict[str, Any] = {}
-    for name, spec in specs.items():
+    place = {f.name: i for i, f in enumerate(dataclasses.fields(cls))}  # type: ignore[arg-type]
+    for name, spec in sorted(specs.items(), key=lambda item: place[item[1].attribute]):     # those of the bases first, as QEMU reads them
         if name in tree:
             try:
                 values[spec.attribute] = spec.kind.read(form, prefix + name, tree[name])

@@ -39,8 +39,8 @@ def has_dotted_keys(spec: Spec, kinds: Collection[str]) -> bool:
     return isinstance(spec, str) and last(parse_pairs(spec, "type", warn=False), "type") in kinds
 
 
-def take(values: Values, key: str) -> str | None:
-    """Remove `key`; its value, of pairs the first one, or None."""
+def take(values: Values, key: str, *, latest: bool = False) -> str | None:
+    """Remove `key`; its value, of pairs the first one or the `latest`, or None."""
     if isinstance(values, dict):
         if key not in values:
             return None
@@ -50,7 +50,7 @@ def take(values: Values, key: str) -> str | None:
         return value
     found = [value for name, value in values if name == key]
     values[:] = [(name, value) for name, value in values if name != key]
-    return found[0] if found else None
+    return found[-1 if latest else 0] if found else None
 
 
 def last(pairs: Pairs, key: str) -> str | None:
