@@ -25,6 +25,7 @@ MODULES: dict[str, list[str]] = {
     "qnet._host": [],
     "qnet._loop": [],
     "qnet.backends._dgram": [],
+    "qnet.backends._afxdp": [],
     "qnet.backends._dump": PCAP,
     "qnet.backends._hub": [],
     "qnet.backends._pyclient": BPF,

@@ -36,6 +36,7 @@ class Entry(NamedTuple):
 
 
 NET_CLIENT_INIT: dict[str, Backend] = {
+    "af-xdp": Backend("qnet.backends.af_xdp", "queues of an interface, by AF_XDP sockets"),
     "bridge": Backend("qnet.backends.bridge", "a tap on a Linux bridge, made by a setuid helper"),
     "dgram": Backend("qnet.backends.dgram", "frames as datagrams: UDP, unix, a multicast group", legacy=False, keyval=True, host=True),
     "dump": Backend("qnet.backends.dump", "writes what its hub carries to a capture file; filter-dump is better", netdev=False),
@@ -65,7 +66,7 @@ FILTERS: dict[str, Entry] = {
 
 # Kinds that QEMU knows and this table does not have: QEMU says the same of what its build left out.
 QEMU_KINDS = (
-    "af-xdp", "l2tpv3", "netmap", "none", "passt", "socket", "vhost-user", "vhost-vdpa",
+    "l2tpv3", "netmap", "none", "passt", "socket", "vhost-user", "vhost-vdpa",
     "vmnet-bridged", "vmnet-host", "vmnet-shared",
 )  # fmt: skip
 
