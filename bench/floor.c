@@ -1,6 +1,8 @@
 /* What no implementation can save: a kick's descriptors read and written back, frames added up, frames copied to receivers. */
 #include <stdint.h>
 #include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 struct shape {
     uint64_t base, slot, slots;         /* source buffers: where the first is, how far apart, how many before they come again */
@@ -45,4 +47,46 @@ uint64_t kick(uint8_t *mem, const struct shape *s, uint64_t tx, uint64_t receive
         }
     }
     return sum;
+}
+
+/* The system calls of a tap: one writev a frame, its buffers in pieces, behind a virtio_net_hdr. Frames that were refused. */
+uint64_t write_frames(int fd, const uint8_t *mem, const struct shape *s, void *header, uint64_t first, uint64_t piece)
+{
+    uint64_t refused = 0;
+    for (uint64_t i = 0; i < s->buffers; i++) {
+        uint8_t *src = (uint8_t *)mem + s->base + i % s->slots * s->slot;
+        struct iovec iov[64];
+        uint64_t at = 0;
+        int n = 1;
+        iov[0] = (struct iovec){header, 10};
+        for (uint64_t len = first; at < s->length && n < 64; at += len, len = piece) {
+            len = s->length - at < len ? s->length - at : len;
+            iov[n++] = (struct iovec){src + at, len};
+        }
+        refused += writev(fd, iov, n) != (ssize_t)(10 + s->length);
+    }
+    return refused;
+}
+
+/* One read a frame until there is none; how many there were. Each is then copied, in parts of `piece` bytes behind `headers` bytes of
+ * their own if it is longer, to the next of `slots` buffers of 2 KiB. */
+uint64_t read_frames(int fd, uint8_t *to, uint64_t size, uint8_t *dst, uint64_t slots, uint64_t piece, uint64_t headers)
+{
+    uint64_t n = 0, slot = 0;
+    ssize_t got;
+    while ((got = read(fd, to, size)) > 0) {
+        uint64_t len = (uint64_t)got - 10, at = len > 2048 ? headers : 0;
+        do {
+            uint64_t part = len - at < piece ? len - at : piece;
+            uint8_t *out = dst + slot++ % slots * 2048;
+            if (len > 2048) {
+                memcpy(out, to + 10, headers);
+                out += headers;
+            }
+            memcpy(out, to + 10 + at, part);
+            at += part;
+        } while (at < len);
+        n++;
+    }
+    return n;
 }

@@ -7,7 +7,7 @@
 
 No guest runs. This script plays the driver: it writes descriptors and frames into guest memory and rings the doorbell once for a whole
 ring; the CPU time of that register write, less that of one that has nothing to do, divided by the packets, is the price of a packet.
-docs/performance.md says more. Needs QEMU (Debian package qemu-system-x86); no root.
+docs/performance.md says more. Needs QEMU (Debian package qemu-system-x86), and root for the cases with a tap.
 """
 
 import argparse
@@ -22,11 +22,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import peer_cases
-from peer_cases import Case, Job, MakeSystem
-from peer_floor import FloorJob, build
+import peer_tap
+from peer_cases import Case, MakeSystem, Timed
+from peer_floor import build
 from peer_qemu import Qemu, QemuMissingError
 from peer_qnet import Qnet
 
+CASES = [*peer_cases.CASES, *peer_tap.CASES]
 BEGIN, END = "<!-- bench-peer: begin -->", "<!-- bench-peer: end -->"
 
 
@@ -40,13 +42,13 @@ def machine() -> str:
 
 def run_round(case: Case, systems: dict[str, MakeSystem], floor: ctypes.CDLL | None, args: argparse.Namespace) -> dict[str, list[float]]:
     """Set the case up on each system, which checks the work, and time it."""
-    jobs: dict[str, Job | FloorJob] = {}
+    jobs: dict[str, Timed] = {}
     try:
         for label, make in systems.items():
             job = case.job(make, case.size, case.ring)
             jobs[label] = job
         if floor is not None:
-            jobs["floor"] = FloorJob(floor, job.shape, len(job.receivers))
+            jobs["floor"] = job.floor(floor)
         values = peer_cases.measure([*jobs.values()], args.repeats, args.target_ms)
         return dict(zip(jobs, values, strict=True))
     finally:
@@ -166,7 +168,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if min(args.rounds, args.repeats) < 1 or args.target_ms <= 0:
         ap.error("--rounds, --repeats and --target-ms are positive")
     try:
-        args.cases = peer_cases.pick(args.only)
+        args.cases = peer_cases.pick(args.only, CASES)
     except ValueError as e:
         ap.error(str(e))
     return args
@@ -174,6 +176,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
+    if os.geteuid() and not args.list:
+        left_out = [case.name for case in args.cases if case in peer_tap.CASES]
+        args.cases = [case for case in args.cases if case not in peer_tap.CASES]
+        if left_out:
+            print(f"left out, they need root: {', '.join(left_out)}", file=sys.stderr)
     if args.list:
         for case in args.cases:
             print(f"{case.name:9} {case.text}, {case.size} bytes")

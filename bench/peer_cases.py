@@ -7,6 +7,7 @@ timing the counters have to tell of every packet that was kicked.
 import gc
 import statistics
 from collections.abc import Callable, Sequence
+from ctypes import CDLL
 from typing import NamedTuple, Protocol
 
 from peer_driver import (
@@ -32,13 +33,24 @@ from peer_driver import (
     raw_frame,
     tcp_frame,
 )
+from peer_floor import FloorJob
 
-MakeSystem = Callable[[int, bool], System]
+MakeSystem = Callable[..., System]
 
 RING, SMALL_RING = 4096, 256
 TSO_PAYLOAD, TSO_MSS, TSO_PIECE = 64000, 1460, 4096
 TSO_FRAMES = -(-TSO_PAYLOAD // TSO_MSS)
 TSO_SEGMENTS = 90               # a kick; 3960 frames, so that they fit into a receive ring
+
+
+class Timed(Protocol):
+    """What can be measured: a Job, or the floor under it."""
+
+    packets: int
+
+    def kick(self) -> int: ...
+    def idle(self) -> int: ...
+    def finish(self) -> None: ...
 
 
 class Job:
@@ -70,6 +82,10 @@ class Job:
     def idle(self) -> int:
         """The same doorbell with nothing to do."""
         return self.sender.kick(0)
+
+    def floor(self, library: CDLL) -> Timed:
+        """The floor under this job."""
+        return FloorJob(library, self.shape, len(self.receivers))
 
     def finish(self) -> None:
         """Check that all packets are accounted for, and close the system."""
@@ -168,7 +184,7 @@ def tso_pair_job(make: MakeSystem, size: int, ring: int) -> Job:
     return _tso_setup(make, ring, receiver=True)
 
 
-def _tso_descriptors(address: int) -> bytes:
+def tso_descriptors(address: int) -> bytes:
     """A context, the headers, and the payload in pieces of 4 KiB."""
     total = TCP_HEADERS + TSO_PAYLOAD
     pieces = [(0, TCP_HEADERS)] + [(at, min(TSO_PIECE, total - at)) for at in range(TCP_HEADERS, total, TSO_PIECE)]
@@ -176,11 +192,15 @@ def _tso_descriptors(address: int) -> bytes:
     return b"".join([context(TSO_PAYLOAD, TSO_MSS), *out])
 
 
-def _tso_setup(make: MakeSystem, ring: int, *, receiver: bool) -> Job:
-    per = len(_tso_descriptors(0)) // 16
+def segment_ring(ring: int) -> tuple[int, int, int, int]:
+    """Of a ring of at most so many descriptors: its descriptors, descriptors a segment, buffers, and segments a kick."""
+    per = len(tso_descriptors(0)) // 16
     ring = next(n for n in range(ring, 0, -1) if n % per == 0 and n % 8 == 0)
-    slots = min(ring // per, TSO_SLOTS)
-    segments = min((ring - 1) // per, TSO_SEGMENTS)
+    return ring, per, min(ring // per, TSO_SLOTS), min((ring - 1) // per, TSO_SEGMENTS)
+
+
+def _tso_setup(make: MakeSystem, ring: int, *, receiver: bool) -> Job:
+    ring, per, slots, segments = segment_ring(ring)
     system = make(1 + receiver, not receiver)
     try:
         sender = Card(system, 0, ring)
@@ -189,7 +209,7 @@ def _tso_setup(make: MakeSystem, ring: int, *, receiver: bool) -> Job:
             at = TSO_BUFFERS + k * TSO_SLOT
             frame = tcp_frame(TSO_PAYLOAD, k, segment=True)
             system.mem[at : at + len(frame)] = frame
-        sender.load(b"".join(_tso_descriptors(TSO_BUFFERS + (k % slots) * TSO_SLOT) for k in range(ring // per)))
+        sender.load(b"".join(tso_descriptors(TSO_BUFFERS + (k % slots) * TSO_SLOT) for k in range(ring // per)))
         shape = Shape(TSO_BUFFERS, TSO_SLOT, slots, segments, TSO_PAYLOAD, per, TSO_MSS, TCP_HEADERS, summed=True)
         job = Job(system, sender, cards, shape)
         job.kick()
@@ -216,6 +236,10 @@ def _check_segment(card: Card, first: int, seq: int) -> None:
         check(checksums_right(got), f"frame {k} of a segment: wrong checksum")
 
 
+class TimedJob(Timed, Protocol):
+    def floor(self, library: CDLL) -> Timed: ...
+
+
 class Goal(NamedTuple):
     """ns a packet on the machine where QEMU took `qemu`; what counts is the ratio."""
 
@@ -227,7 +251,7 @@ class Goal(NamedTuple):
 class Case(NamedTuple):
     name: str
     text: str
-    job: Callable[[MakeSystem, int, int], Job]
+    job: Callable[[MakeSystem, int, int], "TimedJob"]
     size: int
     ring: int
     goal: Goal | None = None
@@ -260,27 +284,18 @@ CASES = [
 ]
 
 
-def pick(only: str | None) -> list[Case]:
-    """Cases by a comma list of names: "b" or "b1" or "b1.60". ValueError for one that matches nothing."""
+def pick(only: str | None, cases: Sequence[Case]) -> list[Case]:
+    """Some of the cases by a comma list of names: "b" or "b1" or "b1.60". ValueError for one that matches nothing."""
     if not only:
-        return CASES
+        return [*cases]
     wanted = only.split(",")
     chosen = []
     for word in wanted:
-        hits = [c for c in CASES if word in (c.name, c.name.partition(".")[0], c.name[0])]
+        hits = [c for c in cases if word in (c.name, c.name.partition(".")[0], c.name[0])]
         if not hits:
-            raise ValueError(f"no case is called {word!r}; there are {', '.join(c.name for c in CASES)}")
+            raise ValueError(f"no case is called {word!r}; there are {', '.join(c.name for c in cases)}")
         chosen += hits
-    return [c for c in CASES if c in chosen]
-
-
-class Timed(Protocol):
-    """What can be measured: a Job, or the floor under it."""
-
-    packets: int
-
-    def kick(self) -> int: ...
-    def idle(self) -> int: ...
+    return [c for c in cases if c in chosen]
 
 
 def measure(jobs: Sequence[Timed], repeats: int, target_ms: float) -> list[list[float]]:

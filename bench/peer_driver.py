@@ -53,12 +53,13 @@ class Shape(NamedTuple):
 
 
 class System(Protocol):
-    """`nics` e1000s on one hub; with `sink`, one more port that leads to nobody who cares."""
+    """`nics` e1000s on one hub; with `sink`, one more port that leads to nobody who cares. With `tap`: one e1000, at a new tap of
+    this name."""
 
     label: ClassVar[str]
     mem: mmap                               # guest memory; offset == guest physical address
 
-    def __init__(self, nics: int, sink: bool) -> None: ...
+    def __init__(self, nics: int, sink: bool, tap: str = "") -> None: ...
     def read(self, nic: int, register: int) -> int: ...
     def writer(self, nic: int) -> Callable[[int, int], object]:
         """write(register, value), which returns once all that it caused is done."""
@@ -66,6 +67,10 @@ class System(Protocol):
         """CPU time of who does the work, ns: on a busy machine a long kick is interrupted more often than a short one."""
     def settle(self) -> None:
         """Wait until a receiver takes frames after a write to RCTL."""
+    def hold(self) -> None:
+        """Do nothing until run()."""
+    def run(self, done: Callable[[], object]) -> int:
+        """Work until `done()`; ns of CPU time that it took."""
     def delivered(self) -> tuple[int, int] | None:
         """(frames, bytes) that reached the sink, where the system can tell."""
     def close(self) -> None: ...
@@ -207,6 +212,10 @@ class Card:
         self.mem[rx_ring(self.nic) : rx_ring(self.nic) + self.rx * 16] = self.empty_ring
         self.rx_head, self.rx_tail = self.rx_tail, (self.rx_tail + n) % self.rx
         self.write(RDT, self.rx_tail)
+
+    def status_at(self, k: int) -> int:
+        """Where the status of the k-th descriptor since offer() is; bit 0: done."""
+        return rx_ring(self.nic) + 16 * ((self.rx_head + k) % self.rx) + 12
 
     def received(self, k: int) -> bytes:
         """The k-th frame since offer()."""

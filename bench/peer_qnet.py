@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from peer_driver import MACS, RAM_SIZE
+from peer_driver import MACS, RAM_SIZE, CheckError
 
 from qnet import Net, NetClient, VirtualClock
 
@@ -17,7 +17,7 @@ class Qnet:
 
     label = "qnet"
 
-    def __init__(self, nics: int, sink: bool) -> None:
+    def __init__(self, nics: int, sink: bool, tap: str = "") -> None:
         # a memfd as for QEMU, so that both work on pages of the same kind
         fd = os.memfd_create("peer-ram", 0)
         os.ftruncate(fd, RAM_SIZE)
@@ -27,7 +27,7 @@ class Qnet:
         self.nics: list[Any] = []
         self.sink: NetClient | None = None
         for i in range(nics):
-            self.net.netdev_add(f"hubport,id=n{i},hubid=0")
+            self.net.netdev_add(f"tap,id=n{i},ifname={tap},script=no,downscript=no" if tap else f"hubport,id=n{i},hubid=0")
             nic: Any = self.net.device_add(f"e1000,netdev=n{i},mac={MACS[i].hex(':')}")
             nic.cfg_write(0x04, 2, 0x7)
             self.nics.append(nic)
@@ -54,6 +54,20 @@ class Qnet:
 
     def settle(self) -> None:
         """Reception begins with the write to RCTL."""
+
+    def hold(self) -> None:
+        """It does nothing but in run()."""
+
+    def run(self, done: Callable[[], object]) -> int:
+        """Work until `done`; ns of CPU time."""
+        pump, clock = self.net.pump, time.thread_time_ns
+        end = time.monotonic() + 30
+        start = clock()
+        while not done():
+            pump()
+            if time.monotonic() > end:
+                raise CheckError("frames got lost")
+        return clock() - start
 
     def delivered(self) -> tuple[int, int] | None:
         if self.sink is None:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from peer_cases import CASES, Case
-from peer_driver import SLOT, TDT, TX_BUFFERS, CheckError, Shape, checksums_right, rx_buffers, tcp_frame
+from peer import CASES
+from peer_cases import Case
+from peer_driver import SLOT, TDT, TSO_BUFFERS, TX_BUFFERS, CheckError, Shape, checksums_right, rx_buffers, tcp_frame
 from peer_floor import FloorJob, build
 from peer_qnet import Qnet
 
@@ -22,10 +23,13 @@ def peer(*args: str) -> subprocess.CompletedProcess[str]:
 
 def test_cases_are_those_of_the_plan() -> None:
     names = [f"{case}.{size}" for case in ("a1", "a1r", "b1", "b1r", "b2", "c1") for size in (60, 1514)] + ["c3", "c5"]
+    names += ["e1.60", "e1.1514", "e2", "e3.60", "e3.1514", "e5"]
     assert [case.name for case in CASES] == names
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=case.name, marks=[pytest.mark.root] if case.name[0] == "e" else []) for case in CASES]
+)
 def test_qnet_does_the_work(case: Case) -> None:
     """Setting up compares every frame; finish() compares the counters after another kick."""
     job = case.job(Qnet, case.size, min(case.ring, 256))
@@ -47,6 +51,16 @@ def test_side_by_side_with_qemu(tmp_path: Path) -> None:
         assert case["ratio"] == pytest.approx(case["qemu_ns"] / case["qnet_ns"])
         assert f"\n{case['case']} " in run.stdout
     assert run.stdout.startswith("QEMU ")
+
+
+@pytest.mark.root
+@pytest.mark.qemu
+def test_taps_side_by_side_with_qemu(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    run = peer(*QUICK, "--only", "e1.60,e2,e3.60,e5", "--json", str(out))
+    assert run.returncode == 0, run.stderr
+    for case in json.loads(out.read_text())["cases"]:
+        assert min(case["qemu_all_ns"] + case["qnet_all_ns"] + case["floor_all_ns"]) > 0
 
 
 def test_without_qemu_it_says_what_to_install() -> None:
@@ -117,6 +131,34 @@ def test_wrong_work_is_noticed(name: str, flaw: str, text: str, monkeypatch: pyt
     case = next(case for case in CASES if case.name == name)
     with pytest.raises(CheckError, match=text):
         case.job(Faulty, case.size, 256).finish()
+
+
+class FaultyTap(Qnet):
+    """It changes a byte: of what it sends first, or of what it received first."""
+
+    def writer(self, nic: int) -> Callable[[int, int], object]:
+        write = super().writer(nic)
+
+        def wrong(register: int, value: int) -> None:
+            if register == TDT:
+                for base in (TX_BUFFERS, TSO_BUFFERS):
+                    self.mem[base + 100] ^= 1
+            write(register, value)
+
+        return wrong
+
+    def run(self, done: Callable[[], object]) -> int:
+        took = super().run(done)
+        self.mem[rx_buffers(0) + 100] ^= 1
+        return took
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("name", "text"), [("e1.1514", "other frames"), ("e2", "payload"), ("e3.1514", "other bytes"), ("e5", "payload")])
+def test_wrong_work_with_a_tap_is_noticed(name: str, text: str) -> None:
+    case = next(case for case in CASES if case.name == name)
+    with pytest.raises(CheckError, match=text):
+        case.job(FaultyTap, case.size, 256).finish()
 
 
 def test_the_floor_copies_what_it_claims() -> None:

@@ -6,5 +6,6 @@ from qnet.testing._nodes import LoopBack, Sink, Source
 from qnet.testing._port import Port
 from qnet.testing._probes import DeviceProbe, FdProbe, Gate, PollProbe
 from qnet.testing.guest_e1000 import E1000Guest
+from qnet.testing.netns import Namespace
 
-__all__ = ["TAKES", "DeviceProbe", "E1000Guest", "FdProbe", "Gate", "LoopBack", "PollProbe", "Port", "Sink", "Source", "live"]
+__all__ = ["TAKES", "DeviceProbe", "E1000Guest", "FdProbe", "Gate", "LoopBack", "Namespace", "PollProbe", "Port", "Sink", "Source", "live"]

@@ -1,10 +1,7 @@
 """Network namespaces of a test's own, and the wait for what a network is about to do."""
 
-import ctypes
-import os
 import select
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,53 +10,9 @@ import pytest
 
 from qnet import Net
 from qnet.backends._bridge_helper import default_helper
+from qnet.testing import Namespace
 
-CLONE_NEWNET = 0x40000000
 TIMEOUT = 30.0                      # seconds after which something that was expected did not happen
-
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _check(rc: int) -> None:
-    if rc < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-class Namespace:
-    """`with ns:` the calling thread, what it opens and what it starts are in it. It has no name, so that a killed run leaves nothing;
-    interfaces, routes and sockets in it go with it. No IPv6, which would speak unasked."""
-
-    def __init__(self) -> None:
-        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _check(libc.unshare(CLONE_NEWNET))
-            self._fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-            _check(libc.setns(home, CLONE_NEWNET))
-        finally:
-            os.close(home)
-        self._back: list[int] = []
-        self.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")
-        self.run("ip link set lo up")
-
-    def __enter__(self) -> "Namespace":
-        self._back.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
-        _check(libc.setns(self._fd, CLONE_NEWNET))
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        back = self._back.pop()
-        _check(libc.setns(back, CLONE_NEWNET))
-        os.close(back)
-
-    def run(self, command: str) -> str:
-        """Run a command in it, split at blanks; its output. AssertionError when it fails."""
-        with self:
-            done = subprocess.run(command.split(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-        assert done.returncode == 0, f"{command}: {done.stdout}"
-        return done.stdout
-
-    def close(self) -> None:
-        os.close(self._fd)
 
 
 # The helper reads /etc/qemu/bridge.conf: it is given an /etc of its own, in a mount namespace that ends with it.
