@@ -27,7 +27,7 @@ static int flags_of(unsigned kernel)
 {
     int flags = 0;
 
-    if (kernel & IFF_TAP && kernel & IFF_NO_PI)
+    if (kernel & IFF_TAP)
         flags |= QN_TAP_ETHERNET;
     if (kernel & IFF_VNET_HDR)
         flags |= QN_TAP_VNET_HDR;

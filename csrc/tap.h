@@ -7,7 +7,7 @@
 #define QN_TAP_NAME 16 /* IFNAMSIZ: bytes of an interface's name with its end */
 
 /* What the kernel can do, and what a tap was opened with. */
-#define QN_TAP_ETHERNET 1 /* frames, not IP packets, and nothing before them but what the next says */
+#define QN_TAP_ETHERNET 1 /* frames, not IP packets */
 #define QN_TAP_VNET_HDR 2 /* a virtio_net_hdr before each frame */
 #define QN_TAP_QUEUES 4   /* several descriptors, each a queue of one interface */
 
@@ -24,7 +24,7 @@ int qn_tap_features(int fd);
 /* TUNSETIFF, always with frames: `flags` may add the other two. `name` may have a %d and becomes the interface's own. */
 int qn_tap_attach(int fd, char name[QN_TAP_NAME], int flags);
 
-/* TUNGETIFF: QN_TAP_* flags and the name. -ENOTTY: no tap. */
+/* TUNGETIFF: QN_TAP_* flags and the name. -ENOTTY: no tap. It does not tell whether IFF_NO_PI was given. */
 int qn_tap_query(int fd, char name[QN_TAP_NAME]);
 
 /* Length of the header before each frame, 10 at least. */

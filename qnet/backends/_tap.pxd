@@ -51,3 +51,4 @@ cdef class TapClient(NetClient):
     cdef Loop loop
     cdef readonly str ifname
     cdef readonly tuple offloads
+    cdef void _switch(self, bint on) noexcept

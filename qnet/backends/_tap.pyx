@@ -3,7 +3,7 @@
 That header is the Offload record of the packet contract, in the same order and byte order: it is checked here in both directions.
 """
 cimport cython
-from libc.errno cimport EAGAIN, EBADFD, EINTR, ENOMEM, errno
+from libc.errno cimport EAGAIN, EBADFD, EINTR, EINVAL, ENOMEM, errno
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -301,7 +301,7 @@ cdef class TapClient(NetClient):
         self.nc.flow_control = True
         flags = check(qn_tap_query(fd, text), f"Unable to query TUNGETIFF on FD {fd}", "it is no tap")
         if not flags & QN_TAP_ETHERNET:
-            check(-EBADFD, f"FD {fd} is no tap with IFF_TAP and IFF_NO_PI")
+            check(-EINVAL, f"Can't use file descriptor {fd}", "it carries IP packets, not frames: IFF_TAP")
         self.ifname = os.fsdecode(<bytes>text)
         self.s.fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)
@@ -357,10 +357,17 @@ cdef class TapClient(NetClient):
 
     @enabled.setter
     def enabled(self, bint on):
+        cdef int rc
         if on != self.s.off:
             return
-        if on:
-            check(qn_tap_set_queue(self.s.fd, True), f"could not enable queue of {self.ifname}")
+        if not on:
+            self._switch(False)                 # first: the kernel tells of errors without end on a queue that is off
+        rc = qn_tap_set_queue(self.s.fd, on)
+        if on == (rc == 0):
+            self._switch(True)
+        check(rc, f"could not {'enable' if on else 'disable'} queue of {self.ifname}")
+
+    cdef void _switch(self, bint on) noexcept:
         with nogil:
             context_enter(self.nc.ctx)
             self.s.off = not on
@@ -368,12 +375,9 @@ cdef class TapClient(NetClient):
                 net_drop(&self.nc, &self.s.pkts[self.s.done], self.s.have - self.s.done, True, DROP_PURGED)
                 self.s.done = self.s.have = 0
                 self.s.want_out = False
+                net_flush(&self.nc)             # what waits for it is dropped
             tap_poll(&self.s)
-            if not on:
-                net_flush(&self.nc)
             context_leave(self.nc.ctx)
-        if not on:
-            check(qn_tap_set_queue(self.s.fd, False), f"could not disable queue of {self.ifname}")
 
     @property
     def error(self) -> str | None:

@@ -86,7 +86,7 @@ def _down(path: str, ifname: str, pid: int) -> None:
     try:
         _script(path, ifname)
     except Error as e:
-        log.warning("%s", e)
+        log.warning("%s", str(e))                   # not the exception, which would keep the client alive in the record
 
 
 def _named(script: str | None) -> bool:
