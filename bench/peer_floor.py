@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import os
+import shlex
 import subprocess
 import tempfile
 import time
@@ -18,7 +19,8 @@ def build() -> ctypes.CDLL | None:
     with tempfile.TemporaryDirectory(prefix="qnet-floor-") as tmp:
         out = f"{tmp}/floor.so"
         try:
-            subprocess.run([os.environ.get("CC", "cc"), "-O3", "-shared", "-fPIC", "-o", out, str(SOURCE)], check=True, capture_output=True)
+            cc = shlex.split(os.environ.get("CC", "cc"))
+            subprocess.run([*cc, "-O3", "-shared", "-fPIC", "-o", out, str(SOURCE)], check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError):
             return None
         return ctypes.CDLL(out)
