@@ -41,6 +41,7 @@ NET_CLIENT_INIT: dict[str, Backend] = {
     "dgram": Backend("qnet.backends.dgram", "frames as datagrams: UDP, unix, a multicast group", legacy=False, keyval=True, host=True),
     "dump": Backend("qnet.backends.dump", "writes what its hub carries to a capture file; filter-dump is better", netdev=False),
     "hubport": Backend("qnet.backends.hubport", "a port of a hub, which joins several clients", legacy=False),
+    "l2tpv3": Backend("qnet.backends.l2tpv3", "frames in an L2TPv3 pseudowire, over UDP or IP"),
     "nic": Backend("qnet.backends.nic", "-net nic: asks the VMM for a NIC", netdev=False),
     "null": Backend("qnet.backends.null", "takes every packet and sends none"),
     "pipe": Backend("qnet.backends.pipe", "frames over pipes or a stream socket, each behind its length"),
@@ -66,7 +67,7 @@ FILTERS: dict[str, Entry] = {
 
 # Kinds that QEMU knows and this table does not have: QEMU says the same of what its build left out.
 QEMU_KINDS = (
-    "l2tpv3", "netmap", "none", "passt", "socket", "vhost-user", "vhost-vdpa",
+    "netmap", "none", "passt", "socket", "vhost-user", "vhost-vdpa",
     "vmnet-bridged", "vmnet-host", "vmnet-shared",
 )  # fmt: skip
 

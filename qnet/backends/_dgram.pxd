@@ -35,8 +35,9 @@ cdef struct DgramState:
     uint32_t header                 # its bytes
     uint8_t *headers                # NET_BURST of them, filled in but for the counter
     int32_t counter_at              # where a counter of 4 bytes is, most significant first; -1: there is none
-    uint32_t counter                # frames sent
+    uint32_t counter                # of the next frame
     header_fn check_header          # NULL: messages have no header
+    void *tunnel                    # for check_header
     # segmentation by the kernel, udp(7)
     uint32_t segment_max            # messages of more bytes are sent one by one; 0: all
     bint coalesced                  # a message may be several

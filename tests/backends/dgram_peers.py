@@ -55,7 +55,7 @@ class Lan:
                 return
         raise AssertionError("the loop never comes to rest")
 
-    def until(self, done: Callable[[], bool], seconds: float = 30) -> None:
+    def until(self, done: Callable[[], bool], seconds: float = 10) -> None:
         """Run the network until `done()`: what it waits for comes from another process."""
         while not done():
             if not self.net.pump():
