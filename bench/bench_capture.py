@@ -1,6 +1,7 @@
 """What a captured frame costs its sender: filter-dump between a source and a client that takes everything."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ PACKETS = 3200
 @pytest.mark.parametrize("burst", [1, 64])
 @pytest.mark.parametrize("size", [60, 1514])
 @pytest.mark.parametrize("name", ["a.pcap", "a.pcapng"])
-def bench_filter_dump(cost, keep, loop: Loop, tmp_path: Path, name: str, size: int, burst: int) -> None:
+def bench_filter_dump(cost: Any, keep: Any, loop: Loop, tmp_path: Path, name: str, size: int, burst: int) -> None:
     """Every round has a fresh file, so that it is the page cache that is measured and not the disk."""
     source, sink = keep(Source(loop, "n0", size=size)), keep(NullClient(loop, "nic0"))
     source.pair(sink)

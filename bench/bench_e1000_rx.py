@@ -1,5 +1,7 @@
 """An e1000 that receives from a peer without a ring of its own."""
 
+from typing import Any
+
 import pytest
 from peer_driver import MACS, TPR, Card
 from peer_qnet import Qnet
@@ -10,7 +12,7 @@ RING = 256
 
 
 @pytest.mark.parametrize(("size", "received"), [(42, 60), (60, 60), (1514, 1514)], ids=["padded", "60", "1514"])
-def bench_rx(cost, size: int, received: int) -> None:
+def bench_rx(cost: Any, size: int, received: int) -> None:
     system = Qnet(1, False)
     nic, n = system.nics[0], RING - 1
     source = Source(system.net.loop, frame=(MACS[0] + MACS[1] + b"\x88\xb5" + bytes(8) + bytes(range(256)) * 6)[:size])

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ PACKETS = 640
 
 
 @pytest.mark.parametrize("size", [60, 1514])
-def bench_stream(cost, keep, loop: Loop, size: int) -> None:
+def bench_stream(cost: Any, keep: Any, loop: Loop, size: int) -> None:
     """A pipe that holds 64 KiB: bursts as long as it has room for."""
     r, w = os.pipe()
     out, back = keep(StreamClient(loop, "out", "pipe", wfd=w)), keep(StreamClient(loop, "back", "pipe", rfd=r))
@@ -24,7 +25,7 @@ def bench_stream(cost, keep, loop: Loop, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [60, 1514])
-def bench_dgram(cost, keep, loop: Loop, size: int) -> None:
+def bench_dgram(cost: Any, keep: Any, loop: Loop, size: int) -> None:
     """Connected UDP sockets on the loopback interface: 32 frames each by one sendmmsg and one recvmmsg."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as a, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as b:
         a.bind(("127.0.0.1", 0))
@@ -35,7 +36,7 @@ def bench_dgram(cost, keep, loop: Loop, size: int) -> None:
     through(cost, keep, loop, f"dgram.{size}", out, back, size, 32)
 
 
-def through(cost, keep, loop: Loop, case: str, out, back, size: int, burst: int) -> None:
+def through(cost: Any, keep: Any, loop: Loop, case: str, out: Any, back: Any, size: int, burst: int) -> None:
     source, sink = keep(Source(loop, size=size)), keep(Sink(loop))
     source.pair(out)
     back.pair(sink)

@@ -1,5 +1,7 @@
 """A hub: what enters one port leaves by all others."""
 
+from typing import Any
+
 import pytest
 
 from qnet._client import NullClient
@@ -11,7 +13,7 @@ PACKETS = 6400
 
 
 @pytest.mark.parametrize("others", [1, 2, 8])
-def bench_hub(cost, keep, loop: Loop, others: int) -> None:
+def bench_hub(cost: Any, keep: Any, loop: Loop, others: int) -> None:
     """ns a sent packet; it arrives `others` times."""
     hub, source = Hub(loop, 0), keep(Source(loop, size=60))
     source.pair(keep(HubPort(loop, hub, "in")))
@@ -23,7 +25,7 @@ def bench_hub(cost, keep, loop: Loop, others: int) -> None:
         assert (sink.stats()["rx_packets"], sink.stats()["rx_bytes"]) == (done * PACKETS, done * PACKETS * 60)
 
 
-def bench_unpeered(cost, keep, loop: Loop) -> None:
+def bench_unpeered(cost: Any, keep: Any, loop: Loop) -> None:
     """The cheapest sink of all: a port that leads nowhere."""
     hub, source = Hub(loop, 0), keep(Source(loop, size=60))
     source.pair(keep(HubPort(loop, hub, "in")))

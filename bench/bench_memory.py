@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ assert loop.allocations == 0
 @pytest.mark.parametrize(
     ("kind", "clients", "limit"), [("null", 2000, IDLE_LIMIT), ("hubport", 2000, IDLE_LIMIT), ("e1000", 50, 256 << 10)]
 )
-def bench_idle_client(benchmark, kind: str, clients: int, limit: int) -> None:
+def bench_idle_client(benchmark: Any, kind: str, clients: int, limit: int) -> None:
     """Bytes; an e1000 is its registers (128 KiB of address space) and the buffers of one burst, too."""
 
     def measure() -> int:
@@ -53,7 +54,7 @@ def bench_idle_client(benchmark, kind: str, clients: int, limit: int) -> None:
     assert 0 < size < limit
 
 
-def bench_create(cost, loop: Loop) -> None:
+def bench_create(cost: Any, loop: Loop) -> None:
     """Making a client and letting it go."""
     before = live()
 

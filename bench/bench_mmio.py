@@ -1,6 +1,7 @@
 """One register access from Python: the lock, the GIL, the decoder. The loop around the calls is taken off."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from peer_driver import ICR, STATUS, TDT, Card
@@ -16,7 +17,7 @@ def empty_loop() -> None:
 
 
 @pytest.mark.parametrize("access", ["tdt", "status", "icr", "window"])
-def bench_mmio(cost, access: str) -> None:
+def bench_mmio(cost: Any, access: str) -> None:
     system = Qnet(1, True)
     try:
         card = Card(system, 0, 256)

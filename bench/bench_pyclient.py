@@ -1,5 +1,7 @@
 """Frames to Python and from it, 64 at a time. The source takes the lock for each burst; the callable looks at the length of the batch."""
 
+from typing import Any
+
 import pytest
 
 from qnet._client import NullClient
@@ -11,7 +13,7 @@ PACKETS = 6400
 
 
 @pytest.mark.parametrize("size", [60, 1514])
-def bench_frames_to_python(cost, keep, loop: Loop, size: int) -> None:
+def bench_frames_to_python(cost: Any, keep: Any, loop: Loop, size: int) -> None:
     """The goal is 120 ns. One C copy into the batch's memory, one memoryview, and its end."""
     source, port = keep(Source(loop, size=size)), keep(PyPort(loop, "p0"))
     source.pair(port)
@@ -36,7 +38,7 @@ def bench_frames_to_python(cost, keep, loop: Loop, size: int) -> None:
 
 
 @pytest.mark.parametrize("matching", [True, False])
-def bench_filter(cost, keep, loop: Loop, matching: bool) -> None:
+def bench_filter(cost: Any, keep: Any, loop: Loop, matching: bool) -> None:
     """What a filter costs: 12 instructions for "tcp port 80", of which a frame of another protocol meets a few."""
     source, port = keep(Source(loop, size=60)), keep(PyPort(loop, "p0"))
     source.pair(port)
@@ -60,7 +62,7 @@ def bench_filter(cost, keep, loop: Loop, matching: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", [bytes, memoryview])
-def bench_frames_from_python(cost, keep, loop: Loop, kind: type) -> None:
+def bench_frames_from_python(cost: Any, keep: Any, loop: Loop, kind: type) -> None:
     """send_many() of 64 frames."""
     port, sink = keep(PyPort(loop, "p0")), keep(NullClient(loop))
     port.pair(sink)

@@ -1,5 +1,7 @@
 """Packets that must wait: copied into a queue while the network is stopped, delivered when it runs again, dropped beyond the bounds."""
 
+from typing import Any
+
 import pytest
 
 from qnet._client import NullClient
@@ -9,14 +11,14 @@ from qnet.testing import Source
 PACKETS = 6400
 
 
-def link(keep, loop: Loop, size: int) -> tuple[Source, NullClient]:
+def link(keep: Any, loop: Loop, size: int) -> tuple[Source, NullClient]:
     source, sink = keep(Source(loop, size=size)), keep(NullClient(loop))
     source.pair(sink)
     return source, sink
 
 
 @pytest.mark.parametrize("size", [60, 1514])
-def bench_queue(cost, keep, loop: Loop, size: int) -> None:
+def bench_queue(cost: Any, keep: Any, loop: Loop, size: int) -> None:
     """In and out again."""
     source, sink = link(keep, loop, size)
 
@@ -37,7 +39,7 @@ def bench_queue(cost, keep, loop: Loop, size: int) -> None:
     [((1000, 1 << 30), 60, 1000), ((1 << 20, 100 * 1514), 1514, 100), ((1 << 20, 100 * 1514 - 1), 1514, 99)],
     ids=["packets", "bytes", "bytes-exactly"],
 )
-def bench_full(cost, keep, loop: Loop, limits: tuple[int, int], size: int, held: int) -> None:
+def bench_full(cost: Any, keep: Any, loop: Loop, limits: tuple[int, int], size: int, held: int) -> None:
     """A full queue holds no more than it may, and what it refuses is dropped without a copy."""
     source, sink = link(keep, loop, size)
     sink.queue_limits = limits

@@ -1,5 +1,7 @@
 """What the core does for a receiver that does not take what it is sent: checksums, segments, padding."""
 
+from typing import Any
+
 import pytest
 from peer_driver import TCP_HEADERS, tcp_frame
 
@@ -14,7 +16,7 @@ TSO4 = {"flags": 1, "gso_type": 1, "gso_size": MSS, "hdr_len": TCP_HEADERS, "csu
 
 
 @pytest.mark.parametrize("size", [60, 1514])
-def bench_checksum(cost, keep, loop: Loop, size: int) -> None:
+def bench_checksum(cost: Any, keep: Any, loop: Loop, size: int) -> None:
     offload = {"flags": 1, "csum_start": 34, "csum_offset": 16}
     source = keep(Source(loop, frame=tcp_frame(size - TCP_HEADERS, 0), numbered=False, offload=offload))
     sink = keep(NullClient(loop, offloads=False))
@@ -23,7 +25,7 @@ def bench_checksum(cost, keep, loop: Loop, size: int) -> None:
     assert (sink.stats()["rx_packets"], sink.stats()["rx_bytes"]) == (done * PACKETS, done * PACKETS * size)
 
 
-def bench_tso4(cost, keep, loop: Loop) -> None:
+def bench_tso4(cost: Any, keep: Any, loop: Loop) -> None:
     """ns a wire frame."""
     source = keep(Source(loop, frame=tcp_frame(PAYLOAD, 0, segment=True), numbered=False, offload=TSO4))
     sink = keep(NullClient(loop, offloads=False))
@@ -33,7 +35,7 @@ def bench_tso4(cost, keep, loop: Loop) -> None:
     assert sink.stats()["rx_bytes"] == done * SEGMENTS * (PAYLOAD + FRAMES * TCP_HEADERS)
 
 
-def bench_tso4_taken(cost, keep, loop: Loop) -> None:
+def bench_tso4_taken(cost: Any, keep: Any, loop: Loop) -> None:
     """To a receiver that segments itself the frame goes whole."""
     source = keep(Source(loop, frame=tcp_frame(PAYLOAD, 0, segment=True), numbered=False, offload=TSO4))
     sink = keep(Sink(loop))
@@ -42,7 +44,7 @@ def bench_tso4_taken(cost, keep, loop: Loop) -> None:
     assert (sink.packets, sink.bytes) == (done * SEGMENTS, done * SEGMENTS * (PAYLOAD + TCP_HEADERS))
 
 
-def bench_padding(cost, keep, loop: Loop) -> None:
+def bench_padding(cost: Any, keep: Any, loop: Loop) -> None:
     """A receiver that wants frames of 60 bytes or more."""
     source, port = keep(Source(loop, size=42)), keep(Port(loop, min_frame=60))
     source.pair(port)

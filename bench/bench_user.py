@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP
@@ -15,6 +16,11 @@ from qnet.testing import Port
 BURST = 64
 FRAMES = 640
 GUEST, GATEWAY = "10.0.2.15", "10.0.2.2"
+
+
+def rx_packets(client: NetClient) -> int:
+    count: Any = client.stats()["rx_packets"]
+    return int(count)
 
 
 class Guest:
@@ -39,7 +45,7 @@ class Guest:
             self.idle_port.send([frame] * BURST)
 
     def received(self) -> int:
-        return int(self.port.stats()["rx_packets"])
+        return rx_packets(self.port)
 
     def close(self) -> None:
         self.net.close()
@@ -56,7 +62,7 @@ def guest() -> Iterator[Guest]:
 
 
 @pytest.mark.parametrize("size", [64, 1400])
-def bench_answered_by_libslirp(cost, guest: Guest, size: int) -> None:
+def bench_answered_by_libslirp(cost: Any, guest: Guest, size: int) -> None:
     """ICMP echo to the gateway: in and out again, no system call."""
     frame = bytes(guest.ether / IP(src=GUEST, dst=GATEWAY) / ICMP(id=1) / Raw(bytes(size - 28)))
     before = guest.received()
@@ -66,21 +72,21 @@ def bench_answered_by_libslirp(cost, guest: Guest, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [64, 1400])
-def bench_udp_to_a_host_socket(cost, guest: Guest, size: int) -> None:
+def bench_udp_to_a_host_socket(cost: Any, guest: Guest, size: int) -> None:
     """One sendto a frame; what finds no room in the receiver's socket is the kernel's loss."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
         head = guest.ether / IP(src=GUEST, dst=GATEWAY)
         frame = bytes(head / UDP(sport=4000, dport=server.getsockname()[1]) / Raw(bytes(size - 28)))
-        before = guest.client.stats()["rx_packets"]
+        before = rx_packets(guest.client)
         done = cost(f"user.udp_out.{size}", lambda: guest.send(frame), FRAMES, still=guest.net.loop, idle=lambda: guest.idle(frame))
-        assert guest.client.stats()["rx_packets"] - before == done * FRAMES
+        assert rx_packets(guest.client) - before == done * FRAMES
         assert guest.client.stats()["drops"] == {}
         assert len(server.recv(2000)) == size - 28
 
 
 @pytest.mark.parametrize("size", [64, 1400])
-def bench_udp_from_a_host_socket(cost, guest: Guest, size: int) -> None:
+def bench_udp_from_a_host_socket(cost: Any, guest: Guest, size: int) -> None:
     """libslirp reads one datagram of a socket each time it is called: two epoll_waits and one recvfrom a frame."""
     items = 50
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:

@@ -40,7 +40,9 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} CPUs, Linux {os.uname().release}, Python {sys.version.split()[0]}, load {load:.1f}"
 
 
-def run_round(case: Case, systems: dict[str, MakeSystem], floor: ctypes.CDLL | None, args: argparse.Namespace) -> dict[str, list[float]]:
+def run_round(
+    case: Case, systems: dict[str, MakeSystem[Any]], floor: ctypes.CDLL | None, args: argparse.Namespace
+) -> dict[str, list[float]]:
     """Set the case up on each system, which checks the work, and time it."""
     jobs: dict[str, Timed] = {}
     try:

@@ -8,7 +8,7 @@ import gc
 import statistics
 from collections.abc import Callable, Sequence
 from ctypes import CDLL
-from typing import NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from peer_driver import (
     BROADCAST,
@@ -35,7 +35,8 @@ from peer_driver import (
 )
 from peer_floor import FloorJob
 
-MakeSystem = Callable[..., System]
+S = TypeVar("S", bound=System)
+MakeSystem = Callable[..., S]
 
 RING, SMALL_RING = 4096, 256
 TSO_PAYLOAD, TSO_MSS, TSO_PIECE = 64000, 1460, 4096
@@ -53,10 +54,10 @@ class Timed(Protocol):
     def finish(self) -> None: ...
 
 
-class Job:
+class Job(Generic[S]):
     """Work that is ready to be kicked, again and again."""
 
-    def __init__(self, system: System, sender: Card, receivers: Sequence[Card], shape: Shape) -> None:
+    def __init__(self, system: S, sender: Card, receivers: Sequence[Card], shape: Shape) -> None:
         self.system, self.sender, self.receivers, self.shape = system, sender, receivers, shape
         self.packets, self.descriptors = shape.packets, shape.buffers * shape.descriptors
         self.kicks = 0
@@ -105,12 +106,12 @@ class Job:
             self.system.close()
 
 
-def tx_job(make: MakeSystem, size: int, ring: int) -> Job:
+def tx_job(make: MakeSystem[S], size: int, ring: int) -> Job[S]:
     """a: legacy descriptors, one kick of ring - 1 frames to a sink."""
     return _plain_job(make, size, ring, 0)
 
 
-def _plain_job(make: MakeSystem, size: int, ring: int, receivers: int) -> Job:
+def _plain_job(make: MakeSystem[S], size: int, ring: int, receivers: int) -> Job[S]:
     system = make(1 + receivers, receivers == 0)
     try:
         dst = BROADCAST if receivers > 1 else MACS[1]
@@ -132,23 +133,23 @@ def _plain_job(make: MakeSystem, size: int, ring: int, receivers: int) -> Job:
     return job
 
 
-def pair_job(make: MakeSystem, size: int, ring: int) -> Job:
+def pair_job(make: MakeSystem[S], size: int, ring: int) -> Job[S]:
     """b1: to another e1000."""
     return _plain_job(make, size, ring, 1)
 
 
-def broadcast_job(make: MakeSystem, size: int, ring: int) -> Job:
+def broadcast_job(make: MakeSystem[S], size: int, ring: int) -> Job[S]:
     """b2: broadcast to two others."""
     return _plain_job(make, size, ring, 2)
 
 
-def checksum_job(make: MakeSystem, size: int, ring: int) -> Job:
+def checksum_job(make: MakeSystem[S], size: int, ring: int) -> Job[S]:
     """c1: one context, then a data descriptor with IXSM and TXSM a frame."""
     _checksum_setup(make, size, ring, receiver=True).finish()
     return _checksum_setup(make, size, ring, receiver=False)
 
 
-def _checksum_setup(make: MakeSystem, size: int, ring: int, *, receiver: bool) -> Job:
+def _checksum_setup(make: MakeSystem[S], size: int, ring: int, *, receiver: bool) -> Job[S]:
     system = make(1 + receiver, not receiver)
     try:
         sender = Card(system, 0, ring)
@@ -173,13 +174,13 @@ def _checksum_setup(make: MakeSystem, size: int, ring: int, *, receiver: bool) -
     return job
 
 
-def tso_sink_job(make: MakeSystem, size: int, ring: int) -> Job:
+def tso_sink_job(make: MakeSystem[S], size: int, ring: int) -> Job[S]:
     """c3: TSO to a sink that takes plain frames only."""
     _tso_setup(make, ring, receiver=True).finish()
     return _tso_setup(make, ring, receiver=False)
 
 
-def tso_pair_job(make: MakeSystem, size: int, ring: int) -> Job:
+def tso_pair_job(make: MakeSystem[S], size: int, ring: int) -> Job[S]:
     """c5: TSO to another e1000."""
     return _tso_setup(make, ring, receiver=True)
 
@@ -199,7 +200,7 @@ def segment_ring(ring: int) -> tuple[int, int, int, int]:
     return ring, per, min(ring // per, TSO_SLOTS), min((ring - 1) // per, TSO_SEGMENTS)
 
 
-def _tso_setup(make: MakeSystem, ring: int, *, receiver: bool) -> Job:
+def _tso_setup(make: MakeSystem[S], ring: int, *, receiver: bool) -> Job[S]:
     ring, per, slots, segments = segment_ring(ring)
     system = make(1 + receiver, not receiver)
     try:
@@ -251,7 +252,7 @@ class Goal(NamedTuple):
 class Case(NamedTuple):
     name: str
     text: str
-    job: Callable[[MakeSystem, int, int], "TimedJob"]
+    job: Callable[[MakeSystem[Any], int, int], "TimedJob"]
     size: int
     ring: int
     goal: Goal | None = None

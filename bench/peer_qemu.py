@@ -29,7 +29,7 @@ class Qemu:
     which Debian's build does not have: it works beside KVM or TCG, whose CPU is halted.
     """
 
-    label = "QEMU"
+    label: ClassVar[str] = "QEMU"
     program: ClassVar[str] = "qemu-system-x86_64"
     accel: ClassVar[str] = ""
     cpu: ClassVar[int | None] = None

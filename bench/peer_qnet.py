@@ -4,7 +4,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from peer_driver import MACS, RAM_SIZE, CheckError
 
@@ -15,7 +15,7 @@ class Qnet:
     """`nics` e1000s on hub 0 and, with `sink`, one more port. Behind that port is a client that takes plain frames only, so that
     frames are delivered and checksums and segments computed, where QEMU hands them to a port without a peer."""
 
-    label = "qnet"
+    label: ClassVar[str] = "qnet"
 
     def __init__(self, nics: int, sink: bool, tap: str = "") -> None:
         # a memfd as for QEMU, so that both work on pages of the same kind

@@ -147,7 +147,7 @@ class TapFloor:
 # -------------------------------------------------------------------------------------------------------- out of the card
 
 
-class TapTx(Job):
+class TapTx(Job[Any]):
     """One doorbell; its frames come out of the tap. `frames`, `header`: what should, and what before each if they come whole."""
 
     def __init__(self, wire: Wire, system: Any, sender: Card, shape: Shape, frames: list[bytes], header: bytes) -> None:
@@ -218,7 +218,7 @@ class TapTx(Job):
 
 
 @contextmanager
-def tapped(make: MakeSystem) -> Iterator[tuple[Wire, Any]]:
+def tapped(make: MakeSystem[Any]) -> Iterator[tuple[Wire, Any]]:
     """A system with a tap; both are closed if the block raises."""
     with ExitStack() as undo:
         wire = Wire()
@@ -230,7 +230,7 @@ def tapped(make: MakeSystem) -> Iterator[tuple[Wire, Any]]:
         undo.pop_all()
 
 
-def tx_tap_job(make: MakeSystem, size: int, ring: int) -> TapTx:
+def tx_tap_job(make: MakeSystem[Any], size: int, ring: int) -> TapTx:
     """e1: legacy descriptors, one kick of ring - 1 frames."""
     with tapped(make) as (wire, system):
         sender = Card(system, 0, ring)
@@ -241,7 +241,7 @@ def tx_tap_job(make: MakeSystem, size: int, ring: int) -> TapTx:
         return TapTx(wire, system, sender, Shape(TX_BUFFERS, SLOT, ring, ring - 1, size), frames[: ring - 1], bytes(10))
 
 
-def tso_tap_job(make: MakeSystem, size: int, ring: int) -> TapTx:
+def tso_tap_job(make: MakeSystem[Any], size: int, ring: int) -> TapTx:
     """e2: TSO."""
     ring, per, slots, segments = segment_ring(ring)
     with tapped(make) as (wire, system):
@@ -280,7 +280,7 @@ class TapRx:
             self.send(frame)
         self.total += packets
         memory, status = self.system.mem, self.card.status_at(packets - 1)
-        return self.system.run(lambda: memory[status] & 1)
+        return int(self.system.run(lambda: memory[status] & 1))
 
     def kick(self) -> int:
         return self._receive(self.frames, self.all)
@@ -311,7 +311,7 @@ class TapRx:
         return took
 
 
-def rx_tap_job(make: MakeSystem, size: int, ring: int) -> TapRx:
+def rx_tap_job(make: MakeSystem[Any], size: int, ring: int) -> TapRx:
     """e3: plain frames."""
     frames = [raw_frame(size, k, MACS[0]) for k in range(min(RX_FRAMES, ring - 1))]
     with tapped(make) as (wire, system):
@@ -321,7 +321,7 @@ def rx_tap_job(make: MakeSystem, size: int, ring: int) -> TapRx:
         return job
 
 
-def rx_segments_job(make: MakeSystem, size: int, ring: int) -> TapRx:
+def rx_segments_job(make: MakeSystem[Any], size: int, ring: int) -> TapRx:
     """e5: segments, which the kernel hands over whole to who takes them."""
     count = min(TSO_SEGMENTS, (ring - 1) // TSO_FRAMES)
     frames = [segment(k) for k in range(count)]
