@@ -317,6 +317,48 @@ class Dgram(Socketpair):
             (self.path / "theirs").unlink(missing_ok=True)
 
 
+class L2tpv3(Dgram):
+    """A UDP socket that puts the header in front of each frame and takes it off. It has no way to say that it is full."""
+
+    stalls = lossless = holds = False
+    sizes = (1, 2, 13, 14, 15, 17, 18, 59, 60, 61, 64, 1500, 1514, 1518, 9000, 65507 - 8)
+    needs = "src=127.0.0.1,dst=127.0.0.1,txsession=1,"
+    bad = (
+        ("src=127.0.0.1,dst=127.0.0.1,txsession=1,udp=on", "need both src and dst port for udp"),
+        ("src=127.0.0.1,dst=127.0.0.1,txsession=1,txcookie=1", "require both 'rxcookie' and 'txcookie' or neither"),
+        ("src=127.0.0.1,dst=127.0.0.1,txsession=1,offset=256", "offset must be less than 256 bytes"),
+        ("src=127.0.0.1,dst=127.0.0.1", "'txsession' is missing"),
+    )
+    header = b"\0\3\0\0\0\0\0\1"
+
+    def open(self) -> NetClient:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as a, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as b:
+            for s in a, b:
+                s.bind(("127.0.0.1", 0))
+            self.ports = a.getsockname()[1], b.getsockname()[1]
+        ports = f"srcport={self.ports[0]},dstport={self.ports[1]}"
+        n0 = self.net.netdev_add(f"l2tpv3,id=n0,src=127.0.0.1,dst=127.0.0.1,udp=on,{ports},txsession=1")
+        self.bind()
+        return n0
+
+    def bind(self) -> None:
+        self.close()
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", self.ports[1]))
+        self.socket.connect(("127.0.0.1", self.ports[0]))
+        self.socket.setblocking(False)
+
+    def put(self, frames: list[bytes]) -> int:
+        return super().put([self.header + f for f in frames])
+
+    def take(self) -> list[bytes]:
+        return [message[len(self.header) :] for message in super().take()]
+
+    def close(self) -> None:
+        if hasattr(self, "socket"):
+            self.socket.close()
+
+
 class Tap(Adapter):
     """The kernel's interface in a namespace of its own, and a packet socket on it."""
 
@@ -530,6 +572,7 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "dgram": Dgram,
     "dump": Dump,
     "hubport": Hubport,
+    "l2tpv3": L2tpv3,
     "null": Null,
     "pipe": Pipe,
     "py": Py,
