@@ -15,7 +15,7 @@ from qnet import Net
 from qnet.testing import Port
 
 MAX_FRAME = 69632
-PATIENCE = 60.0                         # seconds until a test that waits for something gives up
+PATIENCE = 30.0                         # seconds until a test that waits for something gives up
 
 
 def frame(n: int, size: int = 60) -> bytes:
