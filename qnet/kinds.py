@@ -44,8 +44,10 @@ NET_CLIENT_INIT: dict[str, Backend] = {
     "l2tpv3": Backend("qnet.backends.l2tpv3", "frames in an L2TPv3 pseudowire, over UDP or IP"),
     "nic": Backend("qnet.backends.nic", "-net nic: asks the VMM for a NIC", netdev=False),
     "null": Backend("qnet.backends.null", "takes every packet and sends none"),
+    "passt": Backend("qnet.backends.passt", "the host's network by passt, without privileges", legacy=False, host=True),
     "pipe": Backend("qnet.backends.pipe", "frames over pipes or a stream socket, each behind its length"),
     "py": Backend("qnet.backends.py", "a Python callable, or whoever asks: frames come in batches"),
+    "socket": Backend("qnet.backends.socket", "frames over TCP, UDP or a multicast group; stream and dgram have more options", host=True),
     "socketpair": Backend("qnet.backends.socketpair", "frames are the messages of a socket in this process"),
     "stream": Backend("qnet.backends.stream", "frames over a TCP or unix connection", legacy=False, keyval=True, host=True),
     "tap": Backend("qnet.backends.tap", "a network interface of the host whose other end is here", host=True),
@@ -67,7 +69,7 @@ FILTERS: dict[str, Entry] = {
 
 # Kinds that QEMU knows and this table does not have: QEMU says the same of what its build left out.
 QEMU_KINDS = (
-    "netmap", "none", "passt", "socket", "vhost-user", "vhost-vdpa",
+    "netmap", "none", "vhost-user", "vhost-vdpa",
     "vmnet-bridged", "vmnet-host", "vmnet-shared",
 )  # fmt: skip
 

@@ -66,6 +66,10 @@ class Link:
     def again(self) -> None:
         """A connection ended: what now?"""
 
+    def explained(self, error: Error) -> Error:
+        """What a user is told of it."""
+        return error
+
     def stop(self) -> None:
         """Let go of everything but the connection. Idempotent."""
 
@@ -80,6 +84,7 @@ class Link:
 
     def failed(self, error: Error) -> None:
         """There is no connection, and none will come unless it is tried again."""
+        error = self.explained(error)
         said = self.error is not None and self.error.text == error.text
         self.error = error.with_traceback(None)             # which would hold the frames it came through
         self.client.info_str = f"error: {error.text}"
@@ -115,8 +120,8 @@ class Link:
         handle = self.net.loop.call_later(ns, due)
         self._handle = handle
 
-    def watch(self, sock: socket.socket, events: int, callback: Callable[[], object]) -> None:
-        """Call it whenever the socket is ready, as long as the link waits for nothing else."""
+    def watch(self, fd: int, events: int, callback: Callable[[], object]) -> None:
+        """Call it whenever the descriptor is ready, as long as the link waits for nothing else."""
         handle: WatchHandle | None = None
 
         def ready(_: int) -> None:
@@ -125,7 +130,7 @@ class Link:
                     callback()
 
         self.wait_for(None)
-        handle = self.net.loop.watch(sock.fileno(), events, ready)
+        handle = self.net.loop.watch(fd, events, ready)
         self._handle = handle
 
     def adopt(self, sock: socket.socket, remote: dict[str, Any], keep_alive: bool = False) -> bool:
@@ -223,7 +228,7 @@ class Listener(Link):
 
     def again(self) -> None:
         assert self.listener is not None
-        self.watch(self.listener, select.EPOLLIN, self._accept)
+        self.watch(self.listener.fileno(), select.EPOLLIN, self._accept)
         self.listening()
 
     def _accept(self) -> None:
@@ -292,7 +297,7 @@ class Reaching(Link):
                 sock.setblocking(False)
                 rc = sock.connect_ex(place.address)
                 if rc == errno.EINPROGRESS:
-                    self.watch(sock, select.EPOLLOUT, self._writable)
+                    self.watch(sock.fileno(), select.EPOLLOUT, self._writable)
                     return
             except OSError as e:
                 rc = e.errno or errno.EIO

@@ -281,6 +281,53 @@ class Stream(Pipe):
         self.connect()
 
 
+class Socket(Stream):
+    """The same over TCP."""
+
+    needs = "listen=127.0.0.1:0,"
+    bad = (("listen=127.0.0.1:0,connect=127.0.0.1:1", "exactly one of"), ("listen=nonsense", "doesn't contain ':'"))
+
+    def open(self) -> NetClient:
+        self.close()
+        self.n0: Any = self.net.netdev_add("socket,id=n0,listen=127.0.0.1:0")
+        self.connect()
+        return self.n0  # type: ignore[no-any-return]
+
+    def connect(self) -> None:
+        self.adopt(socket.create_connection(("127.0.0.1", int(self.n0.bound["port"]))))
+        while not self.n0.attached:
+            assert select.select([self.net.fileno()], [], [], PATIENCE)[0]
+            self.net.pump()
+
+
+class Passt(Adapter):
+    """passt answers what a guest asks. The host it sees is a namespace with a default route."""
+
+    marks = (pytest.mark.root,)
+    raw = mortal = stalls = False
+    bad = (("vhost-user=on", "not supported"), ("path=/nonexistent/passt", "No such file or directory"))
+    ns: Namespace | None = None
+
+    def open(self) -> NetClient:
+        if self.ns is None:
+            self.ns = Namespace()
+            for line in ("link add up0 type veth peer name nobody0", "addr add 192.0.2.2/24 dev up0", "link set nobody0 up",
+                         "link set up0 up", "route add default via 192.0.2.1"):  # fmt: skip
+                self.ns.run(f"ip {line}")
+        with self.ns:
+            return self.net.netdev_add("passt,id=n0,ipv6=off")
+
+    def ping(self, rig: "Rig") -> None:
+        ask = Ether(src="52:54:00:12:34:56", dst="ff:ff:ff:ff:ff:ff") / ARP(psrc="192.0.2.2", pdst="192.0.2.1", hwsrc="52:54:00:12:34:56")
+        rig.nic.send([bytes(ask)])
+        [answer] = rig.at_nic(1)
+        assert Ether(answer)[ARP].op == 2
+
+    def close(self) -> None:
+        if self.ns is not None:
+            self.ns.close()
+
+
 class Dgram(Socketpair):
     """Two unix sockets that know each other's paths."""
 
@@ -574,8 +621,10 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "hubport": Hubport,
     "l2tpv3": L2tpv3,
     "null": Null,
+    "passt": Passt,
     "pipe": Pipe,
     "py": Py,
+    "socket": Socket,
     "socketpair": Socketpair,
     "stream": Stream,
     "tap": Tap,

@@ -7,6 +7,7 @@ import select
 import socket
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -180,3 +181,10 @@ def joined(spec: str) -> Net:
 
 def exists(path: str) -> bool:
     return os.path.lexists(path)
+
+
+def resolvers_end() -> None:
+    """Nothing else waits for the threads that look up names."""
+    for thread in threading.enumerate():
+        if thread.name == "qnet-resolve":
+            thread.join()

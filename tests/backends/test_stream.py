@@ -17,7 +17,7 @@ import pytest
 from qnet import HostError, Net, OptionError
 from qnet.errors import Error
 
-from .stream_world import MAX_FRAME, Repeater, World, client_of, exists, frame, framed, joined, until
+from .stream_world import MAX_FRAME, Repeater, World, client_of, exists, frame, framed, joined, resolvers_end, until
 
 
 @pytest.fixture
@@ -32,13 +32,6 @@ def worlds() -> Iterator[Any]:
     while made:
         made.pop().close()
     resolvers_end()
-
-
-def resolvers_end() -> None:
-    """Nothing else waits for the threads that look up names."""
-    for thread in threading.enumerate():
-        if thread.name == "qnet-resolve":
-            thread.join()
 
 
 @pytest.fixture
