@@ -1,6 +1,7 @@
 """tap against the kernel: frames, checksums and segments both ways, flow control, and the interface going down and away (2.1, 2.3)."""
 
 import errno
+import json
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from qnet import Net
@@ -19,7 +21,7 @@ pytestmark = pytest.mark.root
 ETHERTYPE = 0x88B5                          # IEEE 802 local experimental
 SOL_PACKET, PACKET_VNET_HDR = 263, 15
 UDP_SEGMENT = 103
-NEEDS_CSUM, TCPV4, UDP_L4 = 1, 1, 5
+NEEDS_CSUM, TCPV4, TCPV6, UDP_L4, ECN = 1, 1, 4, 5, 0x80
 GUEST = "02:00:00:00:00:02"
 
 
@@ -132,6 +134,11 @@ def addressed(w: Wire) -> None:
     w.ns.run(f"ip neigh add 10.9.0.2 lladdr {GUEST} dev {w.name} nud permanent")
 
 
+def mac_of(w: Wire) -> bytes:
+    [link] = json.loads(w.ns.run(f"ip -j link show {w.name}"))
+    return bytes.fromhex(link["address"].replace(":", ""))
+
+
 def udp(w: Wire) -> socket.socket:
     with w.ns:
         return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -182,41 +189,58 @@ def test_segments_from_the_kernel_come_whole_to_who_takes_them(wire: Any, pump_u
         assert all(checksums_right(data) for data in got)
 
 
-def tcp_segment(payload: bytes) -> tuple[bytes, dict[str, int]]:
+def segment(payload: bytes, kind: int = TCPV4, mss: int = 1460) -> tuple[bytes, dict[str, int]]:
     """A frame that is still to be segmented, and its record: the seed at the checksum's place is the pseudo-header's sum."""
-    packet = Ether(src=GUEST, dst="ff:ff:ff:ff:ff:ff") / IP(src="10.9.0.2", dst="10.9.0.1") / TCP(flags="A") / payload
-    data = bytearray(bytes(packet))
-    seed = sum(struct.unpack("!4H", data[26:34])) + 6 + len(data) - 34
+    l3 = IPv6(src="fd00::2", dst="fd00::1") if kind & 0x7F == TCPV6 else IP(src="10.9.0.2", dst="10.9.0.1")
+    l4 = UDP(sport=7, dport=9) if kind == UDP_L4 else TCP(flags="A")
+    data = bytearray(bytes(Ether(src=GUEST, dst="ff:ff:ff:ff:ff:ff") / l3 / l4 / payload))
+    start = 54 if kind & 0x7F == TCPV6 else 34
+    offset, header = (6, 8) if kind == UDP_L4 else (16, 20)
+    addresses = data[start - 32 : start] if start == 54 else data[26:34]
+    seed = sum(struct.unpack(f"!{len(addresses) // 2}H", addresses)) + (17 if kind == UDP_L4 else 6) + len(data) - start
     while seed >> 16:
         seed = (seed & 0xFFFF) + (seed >> 16)
-    data[50:52] = struct.pack("!H", seed)
-    off = {"flags": NEEDS_CSUM, "gso_type": TCPV4, "gso_size": 1460, "hdr_len": 54, "csum_start": 34, "csum_offset": 16}
+    data[start + offset : start + offset + 2] = struct.pack("!H", seed)
+    off = {"flags": NEEDS_CSUM, "gso_type": kind, "gso_size": mss, "hdr_len": start + header, "csum_start": start, "csum_offset": offset}
     return bytes(data), off
 
 
-def test_a_segment_goes_to_the_kernel_in_one_write(wire: Any) -> None:
+@pytest.mark.parametrize("kind", [TCPV4, TCPV4 | ECN, TCPV6, UDP_L4], ids=["TCP", "TCP with ECN", "TCP over IPv6", "UDP"])
+def test_a_segment_goes_to_the_kernel_in_one_write(wire: Any, kind: int) -> None:
     w = wire()
+    ethertype = 0x86DD if kind == TCPV6 else 0x0800
     with w.ns:
-        watcher = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+        watcher = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ethertype))
     with watcher:
         watcher.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
-        watcher.bind((w.name, 0x0800))
+        watcher.bind((w.name, ethertype))
         watcher.settimeout(30)
-        data, off = tcp_segment(bytes(60_000))
+        data, off = segment(bytes(60_000), kind)
         before = w.tap.stats()["syscalls"]
         w.port.send([data], off)
         assert w.tap.stats()["syscalls"] == before + 1
         got = watcher.recv(1 << 17)
     flags, gso_type, _, gso_size, start, offset = struct.unpack("=BBHHHH", got[:10])
-    assert (flags, gso_type, gso_size, start, offset) == (NEEDS_CSUM, TCPV4, 1460, 34, 16)
+    assert {"flags": flags, "gso_type": gso_type, "gso_size": gso_size, "csum_start": start, "csum_offset": offset}.items() <= off.items()
     assert got[10:] == data
+
+
+def test_the_kernel_cuts_what_it_is_given_whole(wire: Any) -> None:
+    w = wire()
+    addressed(w)
+    payload = bytes(i % 251 for i in range(9_500))
+    with udp(w) as s:
+        s.bind(("10.9.0.1", 9))
+        s.settimeout(30)
+        data, off = segment(payload, UDP_L4, 1000)
+        w.port.send([mac_of(w) + data[6:]], off)
+        assert b"".join(s.recv(2000) for _ in range(10)) == payload
 
 
 def test_without_a_header_the_core_segments(wire: Any) -> None:
     w = wire(",vnet_hdr=off")
     assert w.tap.offloads == ()
-    w.ns.run(f"tc qdisc show dev {w.name}")
-    data, off = tcp_segment(bytes(10_000))
+    data, off = segment(bytes(10_000))
     with w.ns:
         watcher = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
     with watcher:
@@ -289,11 +313,10 @@ def test_what_the_kernel_cannot_keep_is_lost_there_and_the_rest_goes_on(wire: An
     pump_until(net, lambda: w.port.recv() == [frame(100)])
 
 
-def test_no_room_in_the_host_is_waited_for(wire: Any, net: Net, ns: Any, pump_until: Any, rests: Any) -> None:
-    """A slow interface behind the bridge: frames under way fill sndbuf, writes are refused (EAGAIN), and go on by themselves."""
-    w = wire(",sndbuf=20000")
+def slow_host(w: Wire) -> socket.socket:
+    """A bridge and a slow interface behind the tap, and a socket at its end. Frames on their way fill sndbuf."""
     for command in (
-        "ip link add br7 type bridge",
+        "ip link add br7 type bridge mcast_snooping 0",          # which would send reports of its own
         "ip link add slow type veth peer name far",
         f"ip link set {w.name} master br7",
         "ip link set slow master br7",
@@ -302,16 +325,24 @@ def test_no_room_in_the_host_is_waited_for(wire: Any, net: Net, ns: Any, pump_un
         "ip link set slow up",
         "ip link set far up",
     ):
-        ns.run(command)
-    with ns:
+        w.ns.run(command)
+    with w.ns:
         far = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETHERTYPE))
-    with far:
-        far.bind(("far", ETHERTYPE))
-        far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-        far.settimeout(30)
+    far.bind(("far", ETHERTYPE))
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+    far.settimeout(30)
+    return far
+
+
+MANY = [frame(n, 1514, b"\x02\0\0\0\0\7") for n in range(200)]
+
+
+def test_no_room_in_the_host_is_waited_for(wire: Any, net: Net, pump_until: Any, rests: Any) -> None:
+    """Writes are refused (EAGAIN), and go on by themselves."""
+    w = wire(",sndbuf=20000")
+    with slow_host(w) as far:
         w.port.flow_control = True
-        sent = [frame(n, 1514, b"\x02\0\0\0\0\7") for n in range(200)]
-        w.port.post(sent)
+        w.port.post(MANY)
         assert w.port.backlog > 100
         assert not w.tap.can_receive
         waited = w.tap.stats()["syscalls"]
@@ -319,9 +350,39 @@ def test_no_room_in_the_host_is_waited_for(wire: Any, net: Net, ns: Any, pump_un
         assert w.tap.stats()["wakeups"] > 2
         assert w.tap.stats()["syscalls"] > waited
         pump_until(net, lambda: w.tap.queued == 0)
-        assert [far.recv(2000) for _ in sent] == sent
+        assert [far.recv(2000) for _ in MANY] == MANY
     assert w.drops() == {}
     rests(net)
+
+
+def test_who_has_no_flow_control_is_queued_for(wire: Any, net: Net, pump_until: Any, rests: Any) -> None:
+    w = wire(",sndbuf=20000")
+    with slow_host(w) as far:
+        assert w.port.send(MANY) == len(MANY)
+        assert w.tap.queued > 100
+        pump_until(net, lambda: w.tap.queued == 0)
+        assert [far.recv(2000) for _ in MANY] == MANY
+    assert w.drops() == {}
+
+
+@pytest.mark.parametrize("command", ["ip link del {}", "ip link set {} down"])
+def test_no_room_and_no_interface(wire: Any, net: Net, ns: Any, rests: Any, pump_until: Any, command: str) -> None:
+    """What waits for room is lost with the interface."""
+    w = wire(",sndbuf=20000")
+    with slow_host(w):
+        w.port.send(MANY)
+        waiting = w.tap.queued
+        assert waiting > 100
+        ns.run(command.format(w.name))
+        ns.run("ip link set slow down")             # frees what was under way
+        if "down" in command:
+            assert w.tap.queued <= waiting
+            ns.run(f"ip link set {w.name} up")
+        pump_until(net, lambda: w.tap.queued == 0)
+        rests(net)
+        assert (w.tap.error is None) == ("down" in command)
+        if "del" in command:
+            assert w.drops() == {"io": waiting}
 
 
 # ------------------------------------------------------------------------------------------------------- link and interface
