@@ -7,7 +7,7 @@
 
 No guest runs. This script plays the driver: it writes descriptors and frames into guest memory and rings the doorbell once for a whole
 ring; the CPU time of that register write, less that of one that has nothing to do, divided by the packets, is the price of a packet.
-docs/performance.md says more. Needs QEMU (Debian package qemu-system-x86), and root for the cases with a tap.
+docs/performance.md says more. Needs QEMU (Debian package qemu-system-x86), and root for the cases with a tap or a socket.
 """
 
 import argparse
@@ -22,13 +22,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import peer_cases
+import peer_sockets
 import peer_tap
 from peer_cases import Case, MakeSystem, Timed
 from peer_floor import build
 from peer_qemu import Qemu, QemuMissingError
 from peer_qnet import Qnet
 
-CASES = [*peer_cases.CASES, *peer_tap.CASES]
+ROOT_CASES = [*peer_sockets.CASES, *peer_tap.CASES]
+CASES = [*peer_cases.CASES, *ROOT_CASES]
 BEGIN, END = "<!-- bench-peer: begin -->", "<!-- bench-peer: end -->"
 
 
@@ -179,8 +181,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
     if os.geteuid() and not args.list:
-        left_out = [case.name for case in args.cases if case in peer_tap.CASES]
-        args.cases = [case for case in args.cases if case not in peer_tap.CASES]
+        left_out = [case.name for case in args.cases if case in ROOT_CASES]
+        args.cases = [case for case in args.cases if case not in ROOT_CASES]
         if left_out:
             print(f"left out, they need root: {', '.join(left_out)}", file=sys.stderr)
     if args.list:

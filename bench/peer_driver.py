@@ -53,13 +53,13 @@ class Shape(NamedTuple):
 
 
 class System(Protocol):
-    """`nics` e1000s on one hub; with `sink`, one more port that leads to nobody who cares. With `tap`: one e1000, at a new tap of
-    this name."""
+    """`nics` e1000s on one hub; with `sink`, one more port that leads to nobody who cares. With `netdev`, what
+    stands behind QEMU's -netdev: one e1000 at that, whose id is n0."""
 
     label: ClassVar[str]
     mem: mmap                               # guest memory; offset == guest physical address
 
-    def __init__(self, nics: int, sink: bool, tap: str = "") -> None: ...
+    def __init__(self, nics: int, sink: bool, netdev: str = "") -> None: ...
     def read(self, nic: int, register: int) -> int: ...
     def writer(self, nic: int) -> Callable[[int, int], object]:
         """write(register, value), which returns once all that it caused is done."""
@@ -67,6 +67,8 @@ class System(Protocol):
         """CPU time of who does the work, ns: on a busy machine a long kick is interrupted more often than a short one."""
     def settle(self) -> None:
         """Wait until a receiver takes frames after a write to RCTL."""
+    def turn(self) -> None:
+        """Let it do what it has to do by itself."""
     def hold(self) -> None:
         """Do nothing until run()."""
     def run(self, done: Callable[[], object]) -> int:

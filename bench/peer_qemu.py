@@ -49,7 +49,7 @@ class Qemu:
         version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
         return f"{version.removeprefix('QEMU emulator version ')}, accel {cls.accel}"
 
-    def __init__(self, nics: int, sink: bool, tap: str = "") -> None:
+    def __init__(self, nics: int, sink: bool, netdev: str = "") -> None:
         self.nics = nics
         self.reply = b""
         self.process: subprocess.Popen[bytes] | None = None
@@ -59,7 +59,7 @@ class Qemu:
             os.ftruncate(fd, RAM_SIZE)
             self.mem = mmap.mmap(fd, RAM_SIZE)
             with tempfile.TemporaryDirectory(prefix="qnet-peer-") as tmp:
-                self._start(tmp, fd, sink, tap)
+                self._start(tmp, fd, sink, netdev)
             self._map_bars()
         except BaseException:
             self.close()
@@ -67,29 +67,28 @@ class Qemu:
         finally:
             os.close(fd)
 
-    def _arguments(self, tmp: str, fd: int, sink: bool, tap: str) -> list[str]:
+    def _arguments(self, tmp: str, fd: int, sink: bool, netdev: str) -> list[str]:
         argv = [
             self.program, "-accel", self.accel, "-qtest", f"unix:{tmp}/qtest", "-qtest-log", "none", "-bios", f"{tmp}/bios",
             "-nodefaults", "-display", "none", "-machine", "q35,memory-backend=ram0,usb=off", "-m", str(RAM_SIZE >> 20), "-smp", "1",
             "-object", f"memory-backend-file,id=ram0,size={RAM_SIZE},mem-path=/proc/self/fd/{fd},share=on,prealloc=on",
         ]  # fmt: skip
         for i in range(self.nics):
-            argv += ["-netdev", f"tap,id=n{i},ifname={tap},script=no,downscript=no" if tap else f"hubport,id=n{i},hubid=0"]
+            argv += ["-netdev", netdev or f"hubport,id=n{i},hubid=0"]
             argv += ["-device", f"e1000,addr={FIRST_SLOT + i:#x},mac={MACS[i].hex(':')},romfile=,netdev=n{i}"]
         if sink:
             argv += ["-netdev", "hubport,id=idle,hubid=0"]
         return argv
 
-    def _start(self, tmp: str, fd: int, sink: bool, tap: str) -> None:
+    def _start(self, tmp: str, fd: int, sink: bool, netdev: str) -> None:
         with open(f"{tmp}/bios", "wb") as f:
             f.write(BIOS)
         with socket.socket(socket.AF_UNIX) as listener, open(f"{tmp}/stderr", "w+b") as errors:
             listener.bind(f"{tmp}/qtest")
             listener.listen(1)
             listener.settimeout(0.2)
-            self.process = subprocess.Popen(
-                self._arguments(tmp, fd, sink, tap), stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, pass_fds=[fd]
-            )
+            argv = ["setpriv", "--pdeathsig", "KILL", "--", *self._arguments(tmp, fd, sink, netdev)]    # it ends when we do, however
+            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, pass_fds=[fd])
             for _ in range(150):
                 try:
                     self.socket, _ = listener.accept()
@@ -164,6 +163,9 @@ class Qemu:
             self._command(b"clock_step 1050000000\n")
         else:
             time.sleep(1.05)
+
+    def turn(self) -> None:
+        """It does."""
 
     def hold(self) -> None:
         """Stop the process."""

@@ -17,7 +17,7 @@ class Qnet:
 
     label: ClassVar[str] = "qnet"
 
-    def __init__(self, nics: int, sink: bool, tap: str = "") -> None:
+    def __init__(self, nics: int, sink: bool, netdev: str = "") -> None:
         # a memfd as for QEMU, so that both work on pages of the same kind
         fd = os.memfd_create("peer-ram", 0)
         os.ftruncate(fd, RAM_SIZE)
@@ -27,7 +27,7 @@ class Qnet:
         self.nics: list[Any] = []
         self.sink: NetClient | None = None
         for i in range(nics):
-            self.net.netdev_add(f"tap,id=n{i},ifname={tap},script=no,downscript=no" if tap else f"hubport,id=n{i},hubid=0")
+            self.net.netdev_add(netdev or f"hubport,id=n{i},hubid=0")
             nic: Any = self.net.device_add(f"e1000,netdev=n{i},mac={MACS[i].hex(':')}")
             nic.cfg_write(0x04, 2, 0x7)
             self.nics.append(nic)
@@ -54,6 +54,10 @@ class Qnet:
 
     def settle(self) -> None:
         """Reception begins with the write to RCTL."""
+
+    def turn(self) -> None:
+        while self.net.pump():
+            pass
 
     def hold(self) -> None:
         """It does nothing but in run()."""

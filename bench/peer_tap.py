@@ -224,7 +224,7 @@ def tapped(make: MakeSystem[Any]) -> Iterator[tuple[Wire, Any]]:
         wire = Wire()
         undo.callback(wire.close)
         with wire.ns:
-            system = make(1, False, tap=TAP)
+            system = make(1, False, netdev=f"tap,id=n0,ifname={TAP},script=no,downscript=no")
         undo.callback(system.close)
         yield wire, system
         undo.pop_all()

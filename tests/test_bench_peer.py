@@ -23,12 +23,12 @@ def peer(*args: str) -> subprocess.CompletedProcess[str]:
 
 def test_cases_are_those_of_the_plan() -> None:
     names = [f"{case}.{size}" for case in ("a1", "a1r", "b1", "b1r", "b2", "c1") for size in (60, 1514)] + ["c3", "c5"]
-    names += ["e1.60", "e1.1514", "e2", "e3.60", "e3.1514", "e5"]
+    names += ["d1.1514", "d2.1514", "d3.1514", "e1.60", "e1.1514", "e2", "e3.60", "e3.1514", "e5"]
     assert [case.name for case in CASES] == names
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, id=case.name, marks=[pytest.mark.root] if case.name[0] == "e" else []) for case in CASES]
+    "case", [pytest.param(case, id=case.name, marks=[pytest.mark.root] if case.name[0] in "de" else []) for case in CASES]
 )
 def test_qnet_does_the_work(case: Case) -> None:
     """Setting up compares every frame; finish() compares the counters after another kick."""
@@ -55,9 +55,9 @@ def test_side_by_side_with_qemu(tmp_path: Path) -> None:
 
 @pytest.mark.root
 @pytest.mark.qemu
-def test_taps_side_by_side_with_qemu(tmp_path: Path) -> None:
+def test_host_netdevs_side_by_side_with_qemu(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    run = peer(*QUICK, "--only", "e1.60,e2,e3.60,e5", "--json", str(out))
+    run = peer(*QUICK, "--only", "d1,d2,d3,e1.60,e2,e3.60,e5", "--json", str(out))
     assert run.returncode == 0, run.stderr
     for case in json.loads(out.read_text())["cases"]:
         assert min(case["qemu_all_ns"] + case["qnet_all_ns"] + case["floor_all_ns"]) > 0
