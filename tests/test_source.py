@@ -157,7 +157,7 @@ BUDGETS = [
     Budget(r"qnet/(net|options|cli)\.py", 800),
     Budget(r"qnet/.*\.py", 400),
     Budget(r"(tests|bench)/.*", 800),
-    Budget(r"examples/vmm/.*", 400),
+    Budget(r"examples/.*", 400),
     Budget(r"csrc/.*", 500),
     Budget(r"setup\.py", 110),
 ]
