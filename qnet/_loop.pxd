@@ -80,6 +80,7 @@ cdef class Loop(Context):
     cdef object thread
     cdef uint32_t run               # changes when a thread shall end
     cdef set handles                # TimerHandles and WatchHandles that are set, kept alive meanwhile
+    cdef readonly list at_close     # called by close(), while the descriptors are still open
     cdef bint closed
     cdef int _fd(self) except -1
     cdef void _release(self) noexcept

@@ -320,6 +320,7 @@ cdef class Loop(Context):
         cdef epoll_event ev
         self.loop.ctx = &self.ctx
         self.handles = set()
+        self.at_close = []
         self.loop.armed = -1
         self.loop.epfd = self.loop.timerfd = self.loop.wakefd = -1
         if clock is not None and not isinstance(clock, VirtualClock):
@@ -381,6 +382,11 @@ cdef class Loop(Context):
     def now(self) -> int:
         """Nanoseconds of the network's clock."""
         return loop_now(&self.loop)
+
+    @property
+    def started(self) -> bool:
+        """Whether the thread of start() runs."""
+        return self.thread is not None
 
     @property
     def wakeups(self) -> int:
@@ -491,6 +497,8 @@ cdef class Loop(Context):
         self.closed = True
         for handle in list(self.handles):
             handle.cancel()
+        for callback in list(self.at_close):
+            callback()
         self._release()
 
 

@@ -34,7 +34,7 @@ MODULES = {module_of(p) for p in (*CYTHON, *PYTHON)}
 FLOORS = [
     (r"qnet\.testing(\..*)?", 10),
     (r"qnet|qnet\.cli", 9),
-    (r"qnet\.doors(\..*)?", 8),
+    (r"qnet\.doors(\..*)?|qnet\.(aio|scapy)", 8),
     (r"qnet\.net", 7),
     (r"qnet\.(info|kinds)", 6),
     (r"qnet\.models\.(_vring|pci)", 4),

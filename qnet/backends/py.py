@@ -32,7 +32,7 @@ class PyPort(PyClient):
                  offloads: bool = False) -> None:  # fmt: skip
         super().__init__(loop, name, model, max_packets=max_packets, max_bytes=max_bytes, offloads=offloads)
         self._filter: str | None = None
-        self._reader: _Reader | None = None
+        self.closing: Callable[[], object] | None = None        # called once it is closed, by who closes it: it may hold locks
 
     @property
     def filter(self) -> str | None:
@@ -55,14 +55,14 @@ class PyPort(PyClient):
 
     def __aiter__(self) -> AsyncIterator[list[memoryview]]:
         """Batches as they come, until the client is closed. One loop over a client at a time, and no on_frames beside it."""
-        if self._reader is not None or self.on_frames is not None or self.on_readable is not None:
+        if self.on_frames is not None or self.on_readable is not None:
             raise RuntimeError(f"{self.name} has a reader already")
         return _Reader(self)
 
     def close(self) -> None:
         super().close()
-        if self._reader is not None:
-            self._reader.wake()
+        if self.closing is not None:
+            self.closing()
 
 
 class _Reader(AsyncIterator[list[memoryview]]):
@@ -90,17 +90,17 @@ class _Reader(AsyncIterator[list[memoryview]]):
         while not (frames := port.recv()):
             if port.closed:
                 raise StopAsyncIteration
-            if port._reader is not None or port.on_frames is not None:
+            if port.on_frames is not None or port.on_readable is not None:
                 raise RuntimeError(f"{port.name} has a reader already")
             self.future = self.loop.create_future()
-            port._reader = self
+            port.closing = self.wake
             port.on_readable = self.wake
             try:
                 await self.future
             finally:
                 self.future = None
                 port.on_readable = None
-                port._reader = None
+                port.closing = None
         return frames
 
 
