@@ -501,6 +501,25 @@ class Bridge(Tap):
         return n0  # type: ignore[no-any-return]
 
 
+class AfXdp(Tap):
+    """One end of a veth pair; a packet socket is on the other."""
+
+    sizes = (14, 15, 17, 18, 59, 60, 61, 64, 1500, 1514)
+    needs = "ifname=lo,"
+    bad = (("ifname=no-such-if", "no-such-if"), ("", "ifname"))
+
+    def open(self) -> NetClient:
+        if "v0" not in self.ns.run("ip -o link"):
+            self.ns.run("ip link add v0 type veth peer name v1")
+            for name in ("v0", "v1"):
+                self.ns.run(f"ip link set {name} up")
+        with self.ns:
+            n0 = self.net.netdev_add("af-xdp,id=n0,ifname=v0")
+        self.ifname = "v0"
+        self.listen("v1")
+        return n0
+
+
 class User(Adapter):
     """libslirp answers what a guest asks, and sends nothing of its own."""
 
@@ -615,6 +634,7 @@ class Vde(Adapter):
 
 
 ADAPTERS: dict[str, type[Adapter]] = {
+    "af-xdp": AfXdp,
     "bridge": Bridge,
     "dgram": Dgram,
     "dump": Dump,
