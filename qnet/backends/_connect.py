@@ -197,6 +197,7 @@ class Listener(Link):
         self.addr = addr                                    # a number: a listening file descriptor
         self.listener: socket.socket | None = None
         self.bound: dict[str, Any] | None = None            # where it listens
+        self._refused: int | None = None                    # errno of the last accept()
         self._file: tuple[str, int, int] | None = None      # path, device and inode of a unix socket of ours
 
     def listening(self) -> None:
@@ -236,10 +237,14 @@ class Listener(Link):
         try:
             sock, address = self.listener.accept()
         except OSError as e:
-            if e.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+            if e.errno in (errno.EAGAIN, errno.ECONNABORTED):
+                return                                      # whoever it was has gone
+            if e.errno != self._refused:                    # out of descriptors, most likely: it stays ready, and must not be asked at once
+                self._refused = e.errno
                 log.warning("%s: accept: %s", self.client.name, e.strerror)
-                self.later(RETRY, self.again)
-            return                                          # whoever it was has gone
+            self.later(RETRY, self.again)
+            return
+        self._refused = None
         self.wait_for(None)
         remote = self.bound if sock.family == socket.AF_UNIX and self.bound is not None else describe(sock.family, address)
         if not self.adopt(sock, remote, isinstance(self.addr, Inet) and self.addr.keep_alive):

@@ -11,7 +11,7 @@ from qnet._client cimport NetClient
 from qnet._fastpath cimport (DROP_EMPTY, DROP_IO, DROP_MALFORMED, DROP_PURGED, NET_BURST, NET_MAX_PACKET, NetClientOps, NetClientState,
                              Packet, net_drop, net_flush, net_send, net_set_link)
 from qnet._iov cimport iov_gather, iovec
-from qnet._loop cimport LOOP_IN, LOOP_OUT, Loop, Watch, watch_add, watch_init, watch_remove
+from qnet._loop cimport LOOP_IN, LOOP_ONESHOT, LOOP_OUT, Loop, Watch, watch_add, watch_events, watch_init, watch_remove
 
 import fcntl
 import logging
@@ -242,12 +242,23 @@ cdef bint write_rest(StreamState *s) noexcept nogil:
     return True
 
 
+cdef int wait_writable(StreamState *s) noexcept nogil:
+    """Once; then, as the watch stays where it is, even a hang-up is not told again."""
+    if s.out_watch.fd >= 0:
+        return watch_events(&s.out_watch, LOOP_OUT | LOOP_ONESHOT)
+    return watch_add(&s.out_watch, s.wfd, LOOP_OUT | LOOP_ONESHOT)
+
+
 cdef void stream_writable(void *opaque, uint32_t ready) noexcept nogil:
     cdef StreamState *s = <StreamState *>opaque
+    cdef int rc
     s.nc.stats.wakeups += 1
-    if write_rest(s) or s.wfd < 0:
-        watch_remove(&s.out_watch)
-        net_flush(s.nc)
+    if not write_rest(s) and s.wfd >= 0:
+        rc = wait_writable(s)
+        if rc == 0:
+            return
+        write_failed(s, -rc)
+    net_flush(s.nc)
 
 
 cdef uint32_t written(StreamState *s, const Packet *pkts, uint32_t n, size_t done, iovec *iov, uint32_t iovcnt) noexcept nogil:
@@ -309,7 +320,7 @@ cdef uint32_t stream_receive(NetClientState *nc, const Packet *pkts, uint32_t n)
         if rc > 0:
             done += written(s, pkts + done, m, <size_t>rc, iov, cnt)
         if rc < <ssize_t>bytes and s.wfd >= 0:
-            rc = watch_add(&s.out_watch, s.wfd, LOOP_OUT)
+            rc = wait_writable(s)
             if rc == 0:
                 return done
             write_failed(s, <int>-rc)

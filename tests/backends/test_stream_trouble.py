@@ -190,6 +190,20 @@ def test_a_server_without_descriptors_accepts_later(worlds, caplog):
         assert w.received(1) == [frame(1)]
 
 
+def test_a_listening_descriptor_that_is_shut_down_elsewhere(worlds, caplog):
+    """It is ready for ever and accepts nothing: asked ten times a second, not in a loop, and told once."""
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        w = worlds(f"stream,id=n0,server=on,addr.type=fd,addr.str={s.fileno()}")
+        s.shutdown(socket.SHUT_RDWR)
+    w.until(lambda: "accept: Invalid argument" in caplog.text)
+    wakeups = w.net.loop.wakeups
+    for _ in range(10):
+        assert w.net.pump() == 0
+    assert w.net.loop.wakeups - wakeups == 10
+    w.until(lambda: w.net.pump())
+    assert caplog.text.count("accept: ") == 1
+
+
 def test_a_client_without_descriptors_tries_again(worlds, caplog):
     with socket.create_server(("127.0.0.1", 0)) as s:
         w = worlds()
