@@ -29,6 +29,7 @@ MODULES: dict[str, list[str]] = {
     "qnet.backends._dump": PCAP,
     "qnet.backends._hub": [],
     "qnet.backends._l2tpv3": [],
+    "qnet.backends._netmap": [],
     "qnet.backends._pyclient": BPF,
     "qnet.backends._pyring": BPF,
     "qnet.backends._slirp": [*CSUM, "csrc/ipreass.c"],

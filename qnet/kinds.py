@@ -42,6 +42,7 @@ NET_CLIENT_INIT: dict[str, Backend] = {
     "dump": Backend("qnet.backends.dump", "writes what its hub carries to a capture file; filter-dump is better", netdev=False),
     "hubport": Backend("qnet.backends.hubport", "a port of a hub, which joins several clients", legacy=False),
     "l2tpv3": Backend("qnet.backends.l2tpv3", "frames in an L2TPv3 pseudowire, over UDP or IP"),
+    "netmap": Backend("qnet.backends.netmap", "a netmap port: an interface or a port of a VALE switch"),
     "nic": Backend("qnet.backends.nic", "-net nic: asks the VMM for a NIC", netdev=False),
     "null": Backend("qnet.backends.null", "takes every packet and sends none"),
     "passt": Backend("qnet.backends.passt", "the host's network by passt, without privileges", legacy=False, host=True),
@@ -69,7 +70,7 @@ FILTERS: dict[str, Entry] = {
 
 # Kinds that QEMU knows and this table does not have: QEMU says the same of what its build left out.
 QEMU_KINDS = (
-    "netmap", "none", "vhost-user", "vhost-vdpa",
+    "none", "vhost-user", "vhost-vdpa",
     "vmnet-bridged", "vmnet-host", "vmnet-shared",
 )  # fmt: skip
 

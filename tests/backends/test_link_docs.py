@@ -1,4 +1,4 @@
-"""docs/vde.md and docs/af-xdp.md name every option and no other; the examples that need root print what the page says."""
+"""docs/vde.md, docs/af-xdp.md and docs/netmap.md name every option and no other; the examples that need root print what the page says."""
 
 import re
 import subprocess
@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from qnet.backends import af_xdp, vde
+from qnet.backends import af_xdp, netmap, vde
 from qnet.options import fields_of
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-@pytest.mark.parametrize(("page", "options"), [("vde.md", vde.Options), ("af-xdp.md", af_xdp.Options)])
+@pytest.mark.parametrize(("page", "options"), [("vde.md", vde.Options), ("af-xdp.md", af_xdp.Options), ("netmap.md", netmap.Options)])
 def test_every_option_has_a_row(page: str, options: type) -> None:
     section = (DOCS / page).read_text().split("## Options")[1].split("\n## ")[0]
     rows = [[cell.strip() for cell in row.split("|")] for row in section.replace("\\|", "/").splitlines() if row.startswith("| `")]

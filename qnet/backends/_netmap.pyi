@@ -1,0 +1,13 @@
+from typing import Any
+
+from qnet._client import NetClient
+from qnet._loop import Loop
+
+class NetmapPort(NetClient):
+    def __init__(
+        self, loop: Loop, name: str, model: str, fd: int, memory: Any, offset: int, header: int = ..., sync: int = ...
+    ) -> None: ...
+    @property
+    def connected(self) -> bool: ...
+    @property
+    def error(self) -> str | None: ...
