@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qnet import DeviceNotFound, DuplicateId, Net, OptionError, VirtualClock
 from qnet._loop import Loop
@@ -363,6 +365,67 @@ def test_a_buffer_may_change_size_again_after_the_call(make: Make) -> None:
     w.p0.send(b)
     b.extend(b"more")
     assert w.nic.recv() == [frame(1)]
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["in", "out"]), st.integers(1, 150)),
+        st.tuples(st.just("room"), st.integers(1, 80)),
+        st.tuples(st.sampled_from(["pause", "go on", "listen", "deaf", "take", "filter"]), st.just(0)),
+    ),
+    max_size=40,
+)
+
+
+@given(max_packets=st.integers(1, 100), steps=STEPS)
+@settings(max_examples=100)
+def test_no_frame_is_lost_doubled_or_overtaken(max_packets: int, steps: list[tuple[str, int]]) -> None:
+    """Whatever is slow, and when: two senders that can wait, and every frame arrives once and in order."""
+    w = World(max_packets=max_packets, capacity=0)
+    w.nic.flow_control = True
+    entered = left = 0
+    arrived: list[bytes] = []
+    backlog: list[bytes] = []
+
+    def push() -> None:
+        del backlog[: w.p0.send_many(backlog)]
+
+    def take(frames: list[memoryview]) -> None:
+        arrived.extend(map(bytes, frames))
+
+    w.p0.on_writable = push
+    try:
+        for what, n in steps:
+            if what == "in":
+                w.nic.post([frame(entered + i) for i in range(n)])
+                entered += n
+            elif what == "out":
+                backlog += [frame(left + i) for i in range(n)]
+                left += n
+                if w.p0.writable:
+                    push()
+            elif what == "room":
+                w.nic.room(n)
+            elif what in ("pause", "go on"):
+                w.p0.paused = what == "pause"
+            elif what == "listen":
+                w.p0.on_frames = take
+            elif what == "deaf":
+                w.p0.on_frames = None
+            elif what == "take":
+                take(w.p0.recv())
+            else:
+                w.p0.filter = None if w.p0.filter else [(0x6, 0, 0, 1)]
+        w.p0.paused = False
+        w.p0.on_frames = take
+        w.nic.room(None)
+        assert arrived == [frame(i) for i in range(entered)]
+        assert w.nic.recv() == [frame(i) for i in range(left)]
+        assert backlog == []
+        assert w.nic.breaches == []
+        assert w.p0.stats()["drops"] == w.nic.stats()["drops"] == {}
+    finally:
+        w.close()
 
 
 # -------------------------------------------------------------------------------------------------------------------- filters

@@ -32,6 +32,8 @@ with Net() as net:
     [rss] = [int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")]
     print(json.dumps({"idle": idle, "kib": rss, "netdevs": sum(client["name"].startswith("n") for client in net.stats())}))
 """
+pytestmark = pytest.mark.slow
+
 MIXED = ["null", "hubport,hubid=1", "py", "socketpair", "user", "dgram,local.type=unix,local.path={{path}}/{i},remote.type=unix,"
          "remote.path={{path}}/none", "stream,server=on,addr.type=unix,addr.path={{path}}/s{i}"]  # fmt: skip
 
