@@ -2,21 +2,21 @@
 cimport cython
 from libc.errno cimport (EAGAIN, EBADF, ECONNREFUSED, ECONNRESET, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, ENOMEM, ENOTCONN, ENOTSOCK,
                          EOPNOTSUPP, EPIPE, ESHUTDOWN, errno)
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close
 
 from qnet._context cimport context_enter, context_leave
 from qnet._client cimport NetClient
-from qnet._fastpath cimport (DROP_EMPTY, DROP_IO, DROP_MALFORMED, DROP_OVERSIZE, NET_BURST, NET_MAX_PACKET, NetClientOps, NetClientState,
+from qnet._fastpath cimport (DROP_IO, DROP_OVERSIZE, NET_BURST, NET_MAX_PACKET, NetClientOps, NetClientState,
                              Packet, net_drop, net_flush, net_send)
 from qnet._iov cimport iovec
 from qnet._loop cimport LOOP_ERR, LOOP_IN, LOOP_OUT, Loop, watch_add, watch_events, watch_init, watch_remove
 from qnet._sock cimport (AF_UNIX, CMSG_DATA, CMSG_FIRSTHDR, IPPROTO_UDP, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_NOSIGNAL, MSG_TRUNC, POLLHUP,
                          POLLOUT, POLLRDHUP, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, UDP_GRO, UDP_SEGMENT, cmsghdr, connect, mmsghdr,
                          poll, pollfd, recvmmsg, sendmmsg, sockaddr, socket)
-from qnet.backends._dgram_pack cimport CONTROL, SEGMENTED_BYTES, Outgoing, pack
+from qnet.backends._dgram_pack cimport CONTROL, SEGMENTED_BYTES, TOO_LONG, Outgoing, next_burst, pack
 
 import contextlib
 import fcntl
@@ -26,7 +26,7 @@ import socket as sockets
 from qnet.errors import check
 
 cdef enum:
-    TOO_LONG = NET_MAX_PACKET + 1   # size of a message that was cut
+    READS = 4                       # bursts of one wake-up: others want their turn
 
 
 # ---------------------------------------------------------------------------------------------------------------- waiting
@@ -114,6 +114,8 @@ cdef void room_ready(void *opaque, uint32_t ready) noexcept nogil:
 
 cdef void dgram_ready(void *opaque, uint32_t ready) noexcept nogil:
     cdef DgramState *s = <DgramState *>opaque
+    cdef bint more
+    cdef int i
     s.nc.stats.wakeups += 1
     s.in_ready = True
     if ready & LOOP_ERR:
@@ -121,9 +123,14 @@ cdef void dgram_ready(void *opaque, uint32_t ready) noexcept nogil:
     if s.want_out and s.room_watch.fd < 0 and ready & ~<uint32_t>LOOP_IN:
         s.want_out = False
         net_flush(s.nc)
-    if ready & ~<uint32_t>LOOP_OUT and not s.eof and not unsent(s):
-        dgram_read(s)
-        dgram_push(s)
+    if ready & ~<uint32_t>LOOP_OUT:
+        for i in range(READS):
+            if s.eof or unsent(s):
+                break
+            more = dgram_read(s, i == 0)
+            dgram_push(s)
+            if not more:
+                break
     s.in_ready = False
     dgram_poll(s)
 
@@ -148,8 +155,8 @@ cdef bint ended(DgramState *s) noexcept nogil:
     return True
 
 
-cdef void dgram_read(DgramState *s) noexcept nogil:
-    """Read one burst of messages."""
+cdef bint dgram_read(DgramState *s, bint first) noexcept nogil:
+    """Read one burst of messages; whether there may be more. first: there should be one."""
     cdef mmsghdr[READ_BURST] msgs
     cdef iovec[READ_BURST] iov
     cdef uint64_t[READ_BURST][CONTROL] control
@@ -162,7 +169,7 @@ cdef void dgram_read(DgramState *s) noexcept nogil:
         if s.buf == NULL:
             s.error = ENOMEM
             s.eof = True
-            return
+            return False
     memset(msgs, 0, sizeof(msgs))
     for i in range(READ_BURST):
         iov[i].iov_base = s.buf + <size_t>i * NET_MAX_PACKET
@@ -176,7 +183,8 @@ cdef void dgram_read(DgramState *s) noexcept nogil:
     n = recvmmsg(s.fd, msgs, READ_BURST, MSG_DONTWAIT, NULL)
     if n < 0:
         if errno == EAGAIN:
-            ended(s)                    # a UDP socket that was shut down is readable, and has nothing
+            if first:
+                ended(s)                # a UDP socket that was shut down is readable, and has nothing
         elif errno in (EINTR, ENOBUFS, ENOMEM):
             pass
         elif s.ends or errno in (EBADF, EINVAL, ENOTCONN, ENOTSOCK, EOPNOTSUPP):
@@ -184,7 +192,7 @@ cdef void dgram_read(DgramState *s) noexcept nogil:
             s.eof = True
         else:
             s.nc.stats.drops[<int>DROP_IO] += 1         # a frame that was counted as received did not arrive
-        return
+        return False
     if n and msgs[n - 1].msg_len == 0 and ended(s):
         while n and msgs[n - 1].msg_len == 0:
             n -= 1
@@ -196,43 +204,7 @@ cdef void dgram_read(DgramState *s) noexcept nogil:
             if c != NULL and c.cmsg_level == IPPROTO_UDP and c.cmsg_type == UDP_GRO:
                 s.segment[i] = (<uint32_t *>CMSG_DATA(c))[0]
     s.msgs = <uint32_t>n
-
-
-cdef void next_burst(DgramState *s) noexcept nogil:
-    """Make packets of what was read."""
-    cdef Packet *p
-    cdef uint8_t *message
-    cdef uint32_t size
-    cdef int32_t header
-    s.done = s.have = 0
-    while s.msg < s.msgs and s.have < NET_BURST:
-        message = s.buf + <size_t>s.msg * NET_MAX_PACKET + s.at
-        size = s.size[s.msg] - s.at
-        if 0 < s.segment[s.msg] < size:
-            size = s.segment[s.msg]
-        s.at += size
-        if s.at >= s.size[s.msg]:
-            s.at = 0
-            s.msg += 1
-        header = 0
-        if s.check_header != NULL and 0 < size < TOO_LONG:
-            header = s.check_header(s, message, size)
-        p = &s.pkts[s.have]
-        memset(p, 0, sizeof(Packet))
-        s.iov[s.have].iov_base = message + (header if header > 0 else 0)
-        p.size = size - (header if header > 0 else 0)
-        s.iov[s.have].iov_len = p.size if p.size < TOO_LONG else NET_MAX_PACKET
-        p.iov = &s.iov[s.have]
-        p.iovcnt = 1
-        if header < 0:
-            net_drop(s.nc, p, 1, True, DROP_MALFORMED)
-        elif p.size == 0:
-            net_drop(s.nc, p, 1, True, DROP_EMPTY)
-        elif p.size == TOO_LONG:
-            p.size = NET_MAX_PACKET
-            net_drop(s.nc, p, 1, True, DROP_OVERSIZE)
-        else:
-            s.have += 1
+    return n == READ_BURST
 
 
 cdef void dgram_push(DgramState *s) noexcept nogil:

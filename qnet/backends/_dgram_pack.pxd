@@ -1,14 +1,15 @@
-# Frames to messages: what one sendmmsg is given. Inline, no .pyx.
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+# Frames to messages, which one sendmmsg is given, and back. Inline, no .pyx.
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from qnet._fastpath cimport NET_BURST, Packet
+from qnet._fastpath cimport DROP_EMPTY, DROP_MALFORMED, DROP_OVERSIZE, NET_BURST, NET_MAX_PACKET, Packet, net_drop
 from qnet._iov cimport iovec
 from qnet._sock cimport CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_SPACE, IPPROTO_UDP, UDP_SEGMENT, cmsghdr, mmsghdr
 from qnet.backends._dgram cimport DgramState
 
 cdef enum:
     IOVS = 1024                     # of one sendmmsg
+    TOO_LONG = NET_MAX_PACKET + 1   # size of a message that was cut
     CONTROL = 4                     # words of 8 bytes that hold one control message with a number
     SEGMENTED_BYTES = 65507         # of a message that the kernel shall cut: as much as IPv4 carries
 
@@ -78,3 +79,40 @@ cdef inline unsigned pack(DgramState *s, const Packet *pkts, uint32_t n, Outgoin
         o.frames[m] = <uint8_t>(i - first)
         m += 1
     return m
+
+
+cdef inline void next_burst(DgramState *s) noexcept nogil:
+    """Make packets of what was read."""
+    cdef Packet *p
+    cdef uint8_t *message
+    cdef uint32_t size
+    cdef int32_t header
+    s.done = s.have = 0
+    while s.msg < s.msgs and s.have < NET_BURST:
+        message = s.buf + <size_t>s.msg * NET_MAX_PACKET + s.at
+        size = s.size[s.msg] - s.at
+        if 0 < s.segment[s.msg] < size:
+            size = s.segment[s.msg]
+        s.at += size
+        if s.at >= s.size[s.msg]:
+            s.at = 0
+            s.msg += 1
+        header = 0
+        if s.check_header != NULL and 0 < size < TOO_LONG:
+            header = s.check_header(s, message, size)
+        p = &s.pkts[s.have]
+        memset(p, 0, sizeof(Packet))
+        s.iov[s.have].iov_base = message + (header if header > 0 else 0)
+        p.size = size - (header if header > 0 else 0)
+        s.iov[s.have].iov_len = p.size if p.size < TOO_LONG else NET_MAX_PACKET
+        p.iov = &s.iov[s.have]
+        p.iovcnt = 1
+        if header < 0:
+            net_drop(s.nc, p, 1, True, DROP_MALFORMED)
+        elif p.size == 0:
+            net_drop(s.nc, p, 1, True, DROP_EMPTY)
+        elif p.size == TOO_LONG:
+            p.size = NET_MAX_PACKET
+            net_drop(s.nc, p, 1, True, DROP_OVERSIZE)
+        else:
+            s.have += 1
