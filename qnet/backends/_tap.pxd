@@ -32,6 +32,7 @@ cdef struct TapState:
     TapState *next                  # from queue 0: the next queue
     Watch watch
     int fd                          # -1: gone
+    int corpse                      # the descriptor of a client that was closed, until it is closed too
     int error                       # errno that ended it
     uint32_t header                 # bytes before each frame: 0, 10, 12 or 20
     bint off                        # a queue that takes no part in the traffic
@@ -51,4 +52,5 @@ cdef class TapClient(NetClient):
     cdef Loop loop
     cdef readonly str ifname
     cdef readonly tuple offloads
+    cdef void _bury(self) noexcept
     cdef void _switch(self, bint on) noexcept

@@ -2,7 +2,6 @@ from qnet._client import NetClient
 from qnet._loop import Loop
 
 WORDS: tuple[tuple[int, str, int], ...]
-HEADERS: tuple[int, ...]
 
 def features(fd: int) -> tuple[bool, bool]: ...
 def attach(fd: int, name: bytes, vnet_hdr: bool, queues: bool) -> tuple[int, str]: ...

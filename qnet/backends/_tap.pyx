@@ -11,10 +11,9 @@ from posix.unistd cimport close, read
 
 from qnet._context cimport context_enter, context_leave
 from qnet._client cimport NetClient
-from qnet._fastpath cimport (DROP_BAD_OFFLOAD, DROP_DISABLED, DROP_EMPTY, DROP_IO, DROP_MALFORMED, DROP_OVERSIZE, DROP_PURGED, GSO_ECN,
-                             GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP, GSO_UDP_L4, NET_MAX_IOV, NET_MAX_PACKET, OFF_DATA_VALID,
-                             OFF_NEEDS_CSUM, TAKE_CSUM, TAKE_ECN, TAKE_PLAIN, TAKE_TSO4, TAKE_TSO6, TAKE_USO, NetClientOps,
-                             NetClientState, Offload, Packet, net_drop, net_flush, net_send)
+from qnet._fastpath cimport (DROP_BAD_OFFLOAD, DROP_DISABLED, DROP_IO, DROP_MALFORMED, DROP_PURGED, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6,
+                             GSO_UDP, GSO_UDP_L4, NET_MAX_IOV, OFF_DATA_VALID, OFF_NEEDS_CSUM, TAKE_CSUM, TAKE_ECN, TAKE_PLAIN, TAKE_TSO4,
+                             TAKE_TSO6, TAKE_USO, NetClientOps, NetClientState, Offload, Packet, net_drop, net_flush, net_send)
 from qnet._iov cimport iovec
 from qnet._loop cimport LOOP_IN, LOOP_OUT, Loop, watch_add, watch_events, watch_init, watch_remove
 
@@ -27,9 +26,9 @@ cdef extern from "<sys/uio.h>" nogil:
     ssize_t writev(int, const iovec *, int)
 
 assert sizeof(Offload) == HEADER
-
 cdef uint8_t[HEADER_MAX] NO_OFFLOAD
 memset(NO_OFFLOAD, 0, sizeof(NO_OFFLOAD))
+
 
 cdef void tap_end(TapState *s, int error) noexcept nogil:
     """Nothing comes and nothing goes any more. What was read is still sent on."""
@@ -73,49 +72,39 @@ cdef inline bint offload_fits(const Offload *o, uint32_t size) noexcept nogil:
             (kind == GSO_TCPV4 or kind == GSO_TCPV6 or kind == GSO_UDP_L4 or kind == GSO_UDP))
 
 
-cdef inline NetClientState *tap_sender(TapState *s) noexcept nogil:
-    """Who sends what this queue reads: a queue without a peer of its own hands it to queue 0, as for a NIC with one queue."""
-    return s.nc if s.nc.peer != NULL or s.lead == NULL else s.lead.nc
-
-
 cdef void tap_push(TapState *s) noexcept nogil:
-    """Send on what was read while the core takes it. Entered again by resume, only the outer call goes on."""
+    """Send on what was read while the core takes it. Entered again by resume, only the outer call goes on. A queue without a peer
+    hands it to queue 0, as for a NIC with one queue."""
+    cdef NetClientState *nc = s.nc if s.nc.peer != NULL or s.lead == NULL else s.lead.nc
     if s.sending:
         s.again = True
         return
     s.sending = True
     while s.done < s.have:
         s.again = False
-        s.done += net_send(tap_sender(s), &s.pkts[s.done], s.have - s.done)
+        s.done += net_send(nc, &s.pkts[s.done], s.have - s.done)
         if s.done < s.have and not s.again:
             break
     s.sending = False
 
 
 cdef void tap_took(TapState *s, uint8_t *frame, uint32_t size) noexcept nogil:
-    """A frame was read: put it into the burst, or drop it."""
+    """A frame was read: put it into the burst. The core drops what is empty or too long."""
     cdef Packet *p = &s.pkts[s.have]
-    cdef int reason = -1
     memset(p, 0, sizeof(Packet))
     s.iov[s.have].iov_base = frame
     s.iov[s.have].iov_len = size
     p.iov = &s.iov[s.have]
     p.iovcnt = 1
     p.size = size
+    s.have += 1
     if s.header:
         memcpy(&p.off, frame - s.header, HEADER)
         p.off.flags &= OFF_NEEDS_CSUM | OFF_DATA_VALID
         if not offload_fits(&p.off, size):
-            reason = DROP_BAD_OFFLOAD
-    if size == 0:
-        reason = DROP_EMPTY
-    elif size > NET_MAX_PACKET:
-        reason = DROP_OVERSIZE
-    if reason < 0:
-        s.have += 1
-    else:
-        memset(&p.off, 0, sizeof(Offload))
-        net_drop(s.nc, p, 1, True, reason)
+            memset(&p.off, 0, sizeof(Offload))
+            net_drop(s.nc, p, 1, True, DROP_BAD_OFFLOAD)
+            s.have -= 1
 
 
 cdef void tap_read(TapState *s) noexcept nogil:
@@ -220,24 +209,22 @@ cdef uint32_t tap_receive(NetClientState *nc, const Packet *pkts, uint32_t n) no
 
 cdef void tap_cleanup(NetClientState *nc) noexcept nogil:
     cdef TapState *s = <TapState *>nc.opaque
-    cdef TapState *q
-    tap_end(s, 0)
+    cdef TapState *q = s.lead
+    watch_remove(&s.watch)
+    s.corpse = s.fd
+    s.fd = -1
     s.done = s.have = 0
     free(s.buf)
     s.buf = NULL
-    q = s.lead
     while q != NULL and q.next != s:
         q = q.next
     if q != NULL:
         q.next = s.next
-    elif s.lead == NULL:
-        while s.next != NULL:
-            q = s.next
-            s.next = q.next
-            q.lead = NULL
-            q.next = NULL
-    s.lead = NULL
-    s.next = NULL
+    while s.lead == NULL and s.next != NULL:
+        q = s.next
+        s.next = q.next
+        q.lead = NULL
+        q.next = NULL
 
 
 cdef NetClientOps tap_ops = NetClientOps(
@@ -253,13 +240,12 @@ cdef NetClientOps tap_ops = NetClientOps(
 
 WORDS = ((QN_TAP_CSUM, "csum", TAKE_CSUM), (QN_TAP_TSO4, "tso4", TAKE_TSO4), (QN_TAP_TSO6, "tso6", TAKE_TSO6),
          (QN_TAP_ECN, "ecn", TAKE_ECN), (QN_TAP_USO, "uso", TAKE_USO))
-HEADERS = (HEADER, 12, HEADER_MAX)
 
 
 def features(int fd) -> tuple[bool, bool]:
     """Whether the driver behind `fd` has virtio_net_hdrs, and several queues. OSError: no tap driver."""
     cdef int flags = check(qn_tap_features(fd), "TUNGETFEATURES")
-    return bool(flags & QN_TAP_VNET_HDR), bool(flags & QN_TAP_QUEUES)
+    return flags & QN_TAP_VNET_HDR != 0, flags & QN_TAP_QUEUES != 0
 
 
 def attach(int fd, bytes name, bint vnet_hdr, bint queues) -> tuple[int, str]:
@@ -286,29 +272,33 @@ cdef class TapClient(NetClient):
     OSError: `fd` is no tap.
     """
     def __cinit__(self, *args, **kwargs):
-        self.s.fd = -1
+        self.s.fd = self.s.corpse = -1
         self.s.watch.fd = -1
 
     def __init__(self, Loop loop not None, str name, str model, int fd, TapClient lead=None):
         cdef char[QN_TAP_NAME] text
         cdef int flags
         cdef int granted = 0
-        cdef int rc
+        cdef int rc = 0
         super().__init__(loop, name, model)
         self.loop = loop
         self.s.nc = &self.nc
         self._setup(&tap_ops, &self.s)
         self.nc.flow_control = True
-        flags = check(qn_tap_query(fd, text), f"Unable to query TUNGETIFF on FD {fd}", "it is no tap")
+        with nogil:                                         # each of these waits for the kernel's lock of all interfaces
+            flags = qn_tap_query(fd, text)
+        check(flags, f"Unable to query TUNGETIFF on FD {fd}", "it is no tap")
         if not flags & QN_TAP_ETHERNET:
             check(-EINVAL, f"Can't use file descriptor {fd}", "it carries IP packets, not frames: IFF_TAP")
         self.ifname = os.fsdecode(<bytes>text)
         self.s.fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)
         if flags & QN_TAP_VNET_HDR:
-            check(qn_tap_set_header(fd, HEADER), "TUNSETVNETHDRSZ ioctl() failed")
+            with nogil:
+                rc = qn_tap_set_header(fd, HEADER)
+                granted = max(0, qn_tap_offload(fd))        # without: plain frames behind empty headers
+            check(rc, "TUNSETVNETHDRSZ ioctl() failed")
             self.s.header = HEADER
-            granted = max(0, qn_tap_offload(fd))            # without: plain frames behind empty headers
         self.offloads = tuple([word for bit, word, _ in WORDS if granted & bit])
         self.nc.takes = TAKE_PLAIN | sum([take for bit, _, take in WORDS if granted & bit])
         with nogil:
@@ -324,6 +314,20 @@ cdef class TapClient(NetClient):
 
     def __dealloc__(self):
         self._fini()
+        self._bury()
+
+    def close(self):
+        """As any client's. The interface goes with the last descriptor of it, unless it is persistent."""
+        NetClient.close(self)
+        self._bury()
+
+    cdef void _bury(self) noexcept:
+        """The end of an interface takes the kernel milliseconds: not with the network's lock."""
+        cdef int fd = self.s.corpse
+        self.s.corpse = -1
+        if fd >= 0:
+            with nogil:
+                close(fd)
 
     @property
     def vnet_hdr_len(self) -> int:
@@ -334,7 +338,7 @@ cdef class TapClient(NetClient):
     @vnet_hdr_len.setter
     def vnet_hdr_len(self, int length):
         cdef int rc = 0
-        if length not in (HEADERS if self.s.header else (0,)):
+        if length not in (10, 12, 20) if self.s.header else length != 0:
             raise ValueError(f"the header of {self.ifname} has {'10, 12 or 20' if self.s.header else 'no'} bytes, not {length}")
         with nogil:
             context_enter(self.nc.ctx)
@@ -347,7 +351,10 @@ cdef class TapClient(NetClient):
 
     def set_sndbuf(self, int size):
         """Bytes that may be under way into the host before frames wait here. OSError: the kernel refused."""
-        check(qn_tap_set_sndbuf(self.s.fd, size), "TUNSETSNDBUF ioctl failed")
+        cdef int rc
+        with nogil:
+            rc = qn_tap_set_sndbuf(self.s.fd, size)
+        check(rc, "TUNSETSNDBUF ioctl failed")
 
     @property
     def enabled(self) -> bool:
@@ -362,7 +369,8 @@ cdef class TapClient(NetClient):
             return
         if not on:
             self._switch(False)                 # first: the kernel tells of errors without end on a queue that is off
-        rc = qn_tap_set_queue(self.s.fd, on)
+        with nogil:
+            rc = qn_tap_set_queue(self.s.fd, on)
         if on == (rc == 0):
             self._switch(True)
         check(rc, f"could not {'enable' if on else 'disable'} queue of {self.ifname}")
