@@ -24,6 +24,7 @@ from qnet._client import NetClient
 from qnet.testing import Port
 
 from .conftest import Namespace, bridge_helper
+from .netmap_rings import NetmapEnd
 
 PATIENCE = 30                       # seconds after which something that was expected did not happen
 MAX_FRAME = 69632
@@ -633,6 +634,17 @@ class Vde(Adapter):
             self.kill()
 
 
+class Netmap(NetmapEnd, Adapter):
+    """Rings in shared memory; the kernel's part is played in Python."""
+
+    needs = "ifname=x,"
+    bad = (("ifname=x,devname=/nonexistent/netmap", "No such file or directory"), ("", "ifname"))
+
+    def revive(self) -> None:
+        self.come_back()
+        super().revive()
+
+
 ADAPTERS: dict[str, type[Adapter]] = {
     "af-xdp": AfXdp,
     "bridge": Bridge,
@@ -640,6 +652,7 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "dump": Dump,
     "hubport": Hubport,
     "l2tpv3": L2tpv3,
+    "netmap": Netmap,
     "null": Null,
     "passt": Passt,
     "pipe": Pipe,
