@@ -19,6 +19,7 @@ from peer_driver import MACS, SLOT, TPR, TX_BUFFERS, Card, Shape, check, legacy,
 from qnet.testing import Namespace
 
 RX_FRAMES = 4000                # a kick
+UDP_RX_FRAMES = 64              # what QEMU's socket holds, whose buffer has the host's default size
 SO_SNDBUFFORCE = 32
 QLEN = Path("/proc/sys/net/unix/max_dgram_qlen")
 
@@ -27,6 +28,8 @@ class Wire:
     """A socket, and at its other end a netdev. `spec`: what stands behind -netdev, for QEMU and qnet alike."""
 
     spec: str
+    rx_frames = RX_FRAMES
+    header = b""                    # in front of each frame
 
     def __init__(self, kind: socket.SocketKind, family: socket.AddressFamily = socket.AF_UNIX) -> None:
         self.directory = tempfile.TemporaryDirectory(prefix="qnet-peer-")
@@ -119,6 +122,32 @@ class Udp(Wire):
         return sender
 
 
+class L2tpv3(Wire):
+    """Over UDP on loopback."""
+
+    rx_frames = UDP_RX_FRAMES
+    header = b"\0\3\0\0\0\0\0\1"
+
+    def __init__(self) -> None:
+        super().__init__(socket.SOCK_DGRAM, socket.AF_INET)
+        self.socket.bind(("127.0.0.1", 0))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+            free.bind(("127.0.0.1", 0))
+            self.own, peer = free.getsockname(), self.socket.getsockname()
+        ports = f"srcport={self.own[1]},dstport={peer[1]}"
+        self.spec = f"l2tpv3,id=n0,src=127.0.0.1,dst=127.0.0.1,udp=on,{ports},txsession=1"
+
+    def send(self, frames: Sequence[bytes]) -> None:
+        for frame in frames:
+            self.socket.sendto(self.header + frame, self.own)
+
+    def other_end(self) -> socket.socket:
+        end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        end.bind(self.own)
+        end.connect(self.socket.getsockname())
+        return end
+
+
 @contextmanager
 def wired(make: MakeSystem[Any], make_wire: Callable[[], Wire]) -> Iterator[tuple[Wire, Any]]:
     """A system with a socket netdev; both are closed if the block raises."""
@@ -187,7 +216,7 @@ class SocketTx(Job[Any]):
         self.wire, self.make_wire = wire, make_wire
         self.kick()
         wire.socket.settimeout(30)
-        check(wire.socket.recv(1 << 16) == first, "another frame came out than was sent")
+        check(wire.socket.recv(1 << 16) == wire.header + first, "another frame came out than was sent")
 
     def finish(self) -> None:
         try:
@@ -200,7 +229,7 @@ class SocketTx(Job[Any]):
 
     def floor_kick(self, floor: SocketFloor, kicks: int) -> int:
         count = self.shape.buffers * kicks
-        return floor.timed(floor.library.send_messages, self.shape.length, count, count)
+        return floor.timed(floor.library.send_messages, len(self.wire.header) + self.shape.length, count, count)
 
 
 class SocketRx:
@@ -266,7 +295,7 @@ def tx_job(make_wire: Callable[[], Wire]) -> Callable[[MakeSystem[Any], int, int
 def rx_job(make_wire: Callable[[], Wire]) -> Callable[[MakeSystem[Any], int, int], SocketRx]:
     def job(make: MakeSystem[Any], size: int, ring: int) -> SocketRx:
         with wired(make, make_wire) as (wire, system):
-            frames = [raw_frame(size, k, MACS[0]) for k in range(min(RX_FRAMES, ring - 1))]
+            frames = [raw_frame(size, k, MACS[0]) for k in range(min(wire.rx_frames, ring - 1))]
             found = SocketRx(wire, make_wire, system, frames)
             for k, frame in enumerate(frames):
                 check(found.card.received(k) == frame, f"frame {k}: other bytes than were sent")
@@ -279,4 +308,6 @@ CASES = [
     Case("d1.1514", "unix dgram to e1000", rx_job(UnixDgram), 1514, RING, Goal(3027, 450, 700)),
     Case("d2.1514", "unix stream to e1000", rx_job(UnixStream), 1514, RING, Goal(857, 200, 280)),
     Case("d3.1514", "e1000 TX, ring of 4096, to UDP on loopback", tx_job(Udp), 1514, RING, Goal(1151, 400, 600)),
+    Case("d4.1400", "e1000 TX, ring of 4096, to l2tpv3 over UDP on loopback", tx_job(L2tpv3), 1400, RING, Goal(3, 1.5, 2)),
+    Case("d5.1400", "l2tpv3 over UDP on loopback to e1000", rx_job(L2tpv3), 1400, RING, Goal(3, 1.5, 2)),
 ]

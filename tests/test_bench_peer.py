@@ -23,7 +23,7 @@ def peer(*args: str) -> subprocess.CompletedProcess[str]:
 
 def test_cases_are_those_of_the_plan() -> None:
     names = [f"{case}.{size}" for case in ("a1", "a1r", "b1", "b1r", "b2", "c1") for size in (60, 1514)] + ["c3", "c5"]
-    names += ["d1.1514", "d2.1514", "d3.1514", "e1.60", "e1.1514", "e2", "e3.60", "e3.1514", "e5"]
+    names += ["d1.1514", "d2.1514", "d3.1514", "d4.1400", "d5.1400", "e1.60", "e1.1514", "e2", "e3.60", "e3.1514", "e5"]
     assert [case.name for case in CASES] == names
 
 
@@ -57,7 +57,7 @@ def test_side_by_side_with_qemu(tmp_path: Path) -> None:
 @pytest.mark.qemu
 def test_host_netdevs_side_by_side_with_qemu(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    run = peer(*QUICK, "--only", "d1,d2,d3,e1.60,e2,e3.60,e5", "--json", str(out))
+    run = peer(*QUICK, "--only", "d1,d2,d3,d4,d5,e1.60,e2,e3.60,e5", "--json", str(out))
     assert run.returncode == 0, run.stderr
     for case in json.loads(out.read_text())["cases"]:
         assert min(case["qemu_all_ns"] + case["qnet_all_ns"] + case["floor_all_ns"]) > 0
