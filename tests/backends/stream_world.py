@@ -133,7 +133,8 @@ class Repeater:
         self.events: list[tuple[str, dict[str, Any]]] = []
         try:
             self.process = subprocess.Popen(
-                ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-M", "none",
+                ["setpriv", "--pdeathsig", "KILL", "--",        # it ends when we do, however
+                 "qemu-system-x86_64", "-nodefaults", "-display", "none", "-M", "none",
                  "-netdev", f"{kind},id=a,{options}", "-netdev", f"socket,id=b,fd={theirs.fileno()}",
                  "-netdev", "hubport,id=pa,hubid=0,netdev=a", "-netdev", "hubport,id=pb,hubid=0,netdev=b",
                  "-chardev", f"socket,id=q,fd={monitor.fileno()}", "-mon", "chardev=q,mode=control"],
