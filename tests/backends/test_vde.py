@@ -20,6 +20,9 @@ from qnet import HostError, Net, OptionError, Unavailable
 from qnet.backends import vde
 from qnet.testing import Port
 
+pytestmark = pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""), reason="libvdeplug uses RTLD_DEEPBIND, with which the sanitizer ends the process"
+)
 PATIENCE = 30                   # seconds after which a test gives up waiting
 
 
