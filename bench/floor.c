@@ -115,8 +115,8 @@ uint64_t send_messages(int fd, char *from, uint64_t len, uint64_t n)
     return done;
 }
 
-/* The messages that wait, 32 a call with room for the longest each; how many came. */
-uint64_t receive_messages(int fd, char *to, uint64_t n)
+/* The messages that wait, 32 a call with room for the longest each, each then copied to the next of `slots` buffers of 2 KiB; how many. */
+uint64_t receive_messages(int fd, char *to, uint64_t n, char *dst, uint64_t slots)
 {
     uint64_t done = 0;
     while (done < n) {
@@ -131,17 +131,21 @@ uint64_t receive_messages(int fd, char *to, uint64_t n)
         int k = recvmmsg(fd, msg, 32, MSG_DONTWAIT, NULL);
         if (k <= 0)
             break;
-        done += (uint64_t)k;
+        for (int i = 0; i < k; i++, done++)
+            memcpy(dst + done % slots * 2048, iov[i].iov_base, msg[i].msg_len);
     }
     return done;
 }
 
-/* n bytes of a stream, 256 KiB a call; how many came. */
-uint64_t receive_stream(int fd, char *to, uint64_t n)
+/* n bytes of a stream, 256 KiB a call, each then copied in pieces to the next of `slots` buffers of 2 KiB; how many. */
+uint64_t receive_stream(int fd, char *to, uint64_t n, char *dst, uint64_t slots, uint64_t piece)
 {
-    uint64_t done = 0;
+    uint64_t done = 0, slot = 0;
     ssize_t got;
-    while (done < n && (got = read(fd, to, 262144)) > 0)
+    while (done < n && (got = read(fd, to, 262144)) > 0) {
+        for (uint64_t at = 0; at < (uint64_t)got; at += piece)
+            memcpy(dst + slot++ % slots * 2048, to + at, (uint64_t)got - at < piece ? (uint64_t)got - at : piece);
         done += (uint64_t)got;
+    }
     return done;
 }

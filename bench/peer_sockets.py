@@ -187,14 +187,15 @@ class SocketFloor:
             self.wire.connect(lambda: None)
         self.socket.setblocking(False)
         self.buffer = ctypes.create_string_buffer(4 << 20)
+        self.ring = ctypes.create_string_buffer(bytes(RING * SLOT), RING * SLOT)
         for call in (library.send_messages, library.receive_messages, library.receive_stream):
             call.restype = ctypes.c_uint64
 
-    def timed(self, call: Callable[..., int], *arguments: Any) -> int:
+    def timed(self, call: Callable[..., int], want: int, *arguments: Any) -> int:
         start = time.thread_time_ns()
-        done = call(self.socket.fileno(), self.buffer, *map(ctypes.c_uint64, arguments[:-1]))
+        done = call(self.socket.fileno(), self.buffer, *arguments)
         took = time.thread_time_ns() - start
-        check(done == arguments[-1], f"the floor's socket moved {done}, not {arguments[-1]}")
+        check(done == want, f"the floor's socket moved {done}, not {want}")
         return took
 
     def kick(self) -> int:
@@ -229,7 +230,8 @@ class SocketTx(Job[Any]):
 
     def floor_kick(self, floor: SocketFloor, kicks: int) -> int:
         count = self.shape.buffers * kicks
-        return floor.timed(floor.library.send_messages, len(self.wire.header) + self.shape.length, count, count)
+        size = len(self.wire.header) + self.shape.length
+        return floor.timed(floor.library.send_messages, count, ctypes.c_uint64(size), ctypes.c_uint64(count))
 
 
 class SocketRx:
@@ -271,10 +273,11 @@ class SocketRx:
     def floor_kick(self, floor: SocketFloor, kicks: int) -> int:
         frames = self.frames if kicks else self.frames[:1]
         floor.wire.send(frames)
+        slots = ctypes.c_uint64(RING)
         if isinstance(self.wire, UnixStream):
-            size = sum(4 + len(frame) for frame in frames)
-            return floor.timed(floor.library.receive_stream, size, size)
-        return floor.timed(floor.library.receive_messages, len(frames), len(frames))
+            size, piece = sum(4 + len(frame) for frame in frames), ctypes.c_uint64(4 + len(frames[0]))
+            return floor.timed(floor.library.receive_stream, size, ctypes.c_uint64(size), floor.ring, slots, piece)
+        return floor.timed(floor.library.receive_messages, len(frames), ctypes.c_uint64(len(frames)), floor.ring, slots)
 
 
 def tx_job(make_wire: Callable[[], Wire]) -> Callable[[MakeSystem[Any], int, int], SocketTx]:
