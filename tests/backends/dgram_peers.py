@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -89,6 +90,11 @@ def stop(*things: Any) -> None:
         thing.close()
 
 
+def end_with_parent() -> None:
+    """A test that fails half-way closes nothing: what it started ends with the tests."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)          # PR_SET_PDEATHSIG
+
+
 class Qemu:
     """A QEMU whose only work is a hub between its netdevs: what enters one leaves by the others."""
 
@@ -101,8 +107,9 @@ class Qemu:
             argv += ["-netdev", netdev, "-netdev", f"hubport,id=port{i},hubid=0,netdev={netdev.split('id=')[1].split(',')[0]}"]
         with theirs:
             self.process = subprocess.Popen(
-                argv, pass_fds=[theirs.fileno(), *pass_fds], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-            )
+                argv, pass_fds=[theirs.fileno(), *pass_fds], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                preexec_fn=end_with_parent,
+            )  # fmt: skip
         self.socket, self.lines = ours, ours.makefile("r")
         if not self.lines.readline():
             error = self.process.communicate()[1]
