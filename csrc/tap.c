@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+#ifndef _DEFAULT_SOURCE
+#define _DEFAULT_SOURCE 1 /* struct ifreq */
+#endif
 #include "tap.h"
 
 #include <errno.h>
