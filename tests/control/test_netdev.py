@@ -40,7 +40,7 @@ def test_all_forms_make_the_same(net, spec, options):
         ("nic,id=a", "network backend 'nic' is not compiled into this binary"),
         ("none,id=a", "network backend 'none' is not compiled into this binary"),
         ("dump,id=a,file=/nowhere", "Parameter 'type' does not accept value 'dump'"),
-        ("netmap,id=a", "network backend 'netmap' is not compiled into this binary"),
+        ("vmnet-host,id=a", "network backend 'vmnet-host' is not compiled into this binary"),
         ("hubport,id=a", "Parameter 'hubid' is missing"),
         ("hubport,id=a,hubid=0,netdev=zz", "netdev 'zz' not found"),
         ("hubport,id=a,hubid=0,netdev=a", "netdev 'a' not found"),

@@ -71,7 +71,7 @@ def test_nic_refuses(net, refused, spec, text):
         ("nope", "Parameter 'type' does not accept value 'nope'"),
         ("hubport,hubid=0", "network backend 'hubport' is only supported with -netdev/-nic"),
         ("dotted", "network backend 'dotted' is only supported with -netdev/-nic"),
-        ("netmap", "network backend 'netmap' is not compiled into this binary"),
+        ("vmnet-host", "network backend 'vmnet-host' is not compiled into this binary"),
         ("none,foo=1", "Invalid parameter 'foo'"),
         ("none,id=3", "Parameter 'id' expects an identifier"),
         ("null,id=3", "Parameter 'id' expects an identifier"),
