@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,16 +61,17 @@ def build(dist: Path) -> None:
         [sdist] = Path(tmp).glob("qnet-*.tar.gz")
         shutil.copy(sdist, dist)
         print(f"{dist / sdist.name}")
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            jobs = [pool.submit(build_wheel, version, python, sdist, Path(tmp)) for version, python in pythons.items()]
-            for wheel in (job.result() for job in jobs):
-                shutil.copy(wheel, dist)
-                print(f"{dist / wheel.name}")
+        shutil.unpack_archive(sdist, tmp, filter="data")
+        tree = Path(tmp) / sdist.name.removesuffix(".tar.gz")
+        for version, python in pythons.items():     # in turn: each compiles on all CPUs, and the first leaves its C to the others
+            wheel = build_wheel(python, tree, Path(tmp) / version)
+            shutil.copy(wheel, dist)
+            print(f"{dist / wheel.name}")
 
 
-def build_wheel(version: str, python: Path, sdist: Path, tmp: Path) -> Path:
-    raw, repaired = tmp / version / "raw", tmp / version / "repaired"
-    run(sys.executable, "-m", "pip", "--python", python, "wheel", "--no-deps", "--wheel-dir", raw, sdist)
+def build_wheel(python: Path, tree: Path, tmp: Path) -> Path:
+    raw, repaired = tmp / "raw", tmp / "repaired"
+    run(sys.executable, "-m", "pip", "--python", python, "wheel", "--no-deps", "--wheel-dir", raw, tree)
     [wheel] = raw.glob("qnet-*.whl")
     run(sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", repaired, wheel)
     [wheel] = repaired.glob("qnet-*.whl")
